@@ -25,7 +25,7 @@ from llava.serve.web.feedback import FeedbackLog, read_vote
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.picture_handlers import PictureHandlers
 from llava.serve.web.progress import AnswerProgress, Comparison
-from llava.serve.web.runs import COMPARISON, TALK, keep_outputs
+from llava.serve.web.runs import COMPARISON, TALK, Run, keep_outputs
 from llava.serve.web.session import BROKEN_OFF, CUT, WAITING, Messages, Session
 from llava.serve.web.toasts import errors_as_toasts, replace_surrogates, toast_error
 from llava.serve.web.visitors import Latest
@@ -75,8 +75,8 @@ class Demo(PictureHandlers):
                 async for step in steps:
                     run.session = step[0]
                     yield step
-            if (stopped := run.mark_stopped()) is not None:
-                yield stopped, stopped.messages(), gr.skip(), gr.skip()
+            if (last := self._end_talk(run)) is not None:
+                yield *last, gr.skip()
 
     @keep_outputs(3)
     async def regenerate(
@@ -95,8 +95,15 @@ class Demo(PictureHandlers):
                 async for *step, _ in steps:
                     run.session = step[0]
                     yield step[0], step[1], step[2]
-            if (stopped := run.mark_stopped()) is not None:
-                yield stopped, stopped.messages(), gr.skip()
+            if (last := self._end_talk(run)) is not None:
+                yield last
+
+    def _end_talk(self, run: Run) -> tuple[Any, Any, Any] | None:
+        """Makes the last step of a run that was stopped: session, chat and cost; None where nothing changes."""
+        if run.is_replaced:
+            return gr.skip(), [], views.NO_COST
+        stopped = run.mark_stopped()
+        return None if stopped is None else (stopped, stopped.messages(), gr.skip())
 
     @keep_outputs(6)
     async def compare(
@@ -118,7 +125,9 @@ class Demo(PictureHandlers):
                 if sides.is_shown:
                     yield self._show_bodies(sides, "failed")
                 raise
-            if sides.is_shown and run.is_stopped:
+            if run.is_replaced:
+                yield gr.update(visible=False), *(gr.skip(),) * 5
+            elif sides.is_shown and run.is_stopped:
                 yield self._show_bodies(sides, "stopped")
 
     def _show_bodies(self, sides: Comparison, ended: str = "") -> tuple[Any, ...]:
@@ -160,7 +169,7 @@ class Demo(PictureHandlers):
 
     async def clear(self, request: gr.Request, session: Session, press: Any) -> tuple[Session, Messages, str, Any]:
         """Clears the conversation and keeps the first picture; ends answers, also those that wait to begin."""
-        await self.runs.stop(request.session_hash, press=read_press(press))
+        await self.runs.stop(request.session_hash, press=read_press(press), replaced=True)
         return replace(session, exchanges=(), pending=()), [], views.NO_COST, gr.update(visible=False)
 
     async def undo(

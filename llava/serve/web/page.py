@@ -131,7 +131,7 @@ def _connect_questions(demo: Demo, parts: Parts) -> None:
     _connect_edit("undo", undone)
     for event in (cleared, undone):  # another picture may be the last one, and another answer
         event.then(demo.show_strip, session, talk.strip, trigger_mode="always_last", **hidden, **PRIVATE)
-        event.then(demo.draw, values, shown, trigger_mode="always_last", **hidden, **PRIVATE)
+        event.then(demo.redraw, values, shown, trigger_mode="always_last", **hidden, **PRIVATE)
 
 
 def _tools(talk: ConversationCard) -> list[Any]:
@@ -221,10 +221,11 @@ def _connect_views(demo: Demo, parts: Parts) -> None:
     view = parts.view
     gr.on(
         [mode.change, alpha.change, budget.change],
-        demo.draw,
+        demo.redraw,
         [parts.session, *parts.controls, parts.drawn],
         [view.image, view.cost],
         api_name="look",
+        js=_wait("look"),
         trigger_mode="always_last",
         **hidden,
     )
@@ -232,6 +233,7 @@ def _connect_views(demo: Demo, parts: Parts) -> None:
         demo.set_view,
         [parts.session, view.choice, *parts.controls],
         [parts.drawn, view.image, view.cost],
+        js=_wait("view"),
         trigger_mode="always_last",
         **PRIVATE,
         **hidden,

@@ -71,7 +71,7 @@ class PictureHandlers:
                     self._opened[request.session_hash], self._refused[request.session_hash] = before, source
                     return (session.source, *(gr.skip(),) * 6)
                 shown = None
-            await self.runs.stop(request.session_hash, press=read_press(press))
+            await self.runs.stop(request.session_hash, press=read_press(press), replaced=True)
             session = Session(picture, source)
             drawn = await asyncio.to_thread(self.draw, session, *values)
             self.note_visit(request, session)
@@ -150,16 +150,22 @@ class PictureHandlers:
         """What can be drawn."""
         return views.EXPLAINED_VIEWS if self.backend.explains else views.VIEWS
 
-    def set_view(self, session: Session, view: Any, *controls: Any) -> tuple[str, str | None, str]:
+    def set_view(self, request: gr.Request, session: Session, view: Any, *controls: Any) -> tuple[str, Any, Any]:
         """Chooses what is drawn; the view, the drawing, and its cost."""
-        drawn = self.draw(session, *controls, view)
+        drawn = self.redraw(request, session, *controls, view)
         if view == views.ANSWER and session.last_answer is None:
             gr.Info(views.NO_ANSWER)
         return view, *drawn
 
-    def draw_answer(self, session: Session, *values: Any) -> tuple[Any, Any]:
+    def draw_answer(self, request: gr.Request, session: Session, *values: Any) -> tuple[Any, Any]:
         """Draws the picture again after an answer, if what it depended on is shown; the drawing, and its cost."""
-        return self.draw(session, *values) if values[-1] == views.ANSWER else (gr.skip(), gr.skip())
+        return self.redraw(request, session, *values) if values[-1] == views.ANSWER else (gr.skip(), gr.skip())
+
+    def redraw(self, request: gr.Request, session: Session, *values: Any) -> tuple[Any, Any]:
+        """Draws the session's picture, see `draw`; changes nothing if the visitor has opened another one meanwhile."""
+        drawn = self.draw(session, *values)
+        is_shown = self._opened.get(request.session_hash, session.source) == session.source
+        return drawn if is_shown else (gr.skip(), gr.skip())
 
     def draw(self, session: Session, *values: Any) -> tuple[str | None, str]:
         """Draws the last picture, and describes its cost; no model runs, unless an answer is explained.

@@ -52,8 +52,8 @@ class Run:
     def __init__(self) -> None:
         self.session: Session | None = None
         """The session that was yielded last, also by an earlier run that this one ended; None before."""
-        self.has_begun = self.is_whole = False
-        """Whether its first step has been yielded, and whether its last one has."""
+        self.has_begun = self.is_whole = self.is_replaced = False
+        """Whether its first step has been yielded, whether its last one has, and whether its session is given up."""
         self.ended = asyncio.Event()
         self._stopped = asyncio.Event()
 
@@ -67,8 +67,11 @@ class Run:
         self._stopped.set()
 
     def mark_stopped(self) -> Session | None:
-        """Marks the answer in the session as stopped, where it was: the session to yield; None where it was not."""
-        if self.session is None or not (self.has_begun and self.is_stopped and not self.is_whole):
+        """Marks the answer in the session as stopped, where it was: the session to yield; None where it was not.
+
+        A session that is given up needs no mark.
+        """
+        if self.is_replaced or self.session is None or not (self.has_begun and self.is_stopped and not self.is_whole):
             return None
         self.session = self.session.with_mark(STOPPED)
         return self.session
@@ -132,13 +135,17 @@ class Runs:
         finally:
             self._end(visitor, kind, run)
 
-    async def stop(self, visitor: str | None, *kinds: str, press: int | None = None) -> Session | None:
+    async def stop(
+        self, visitor: str | None, *kinds: str, press: int | None = None, replaced: bool = False
+    ) -> Session | None:
         """Stops a visitor's runs, by default of all kinds, and waits until they yield nothing more.
 
         Args:
             visitor: The hash of the visitor's session.
             kinds: Kinds of runs.
             press: Number of the press; runs of earlier ones that are still to begin are stopped as well.
+            replaced: Whether the visitor's conversation is emptied. A browser may apply the last step of a run after
+                what emptied it, so that step must show the same.
 
         Returns:
             The session that the last answer of the conversation left; None if there was none, or it left none.
@@ -147,6 +154,7 @@ class Runs:
         for kind in kinds or (TALK, COMPARISON):
             self._record(visitor, press, kind)
             if (run := self._runs.get((visitor, kind))) is not None:
+                run.is_replaced |= replaced
                 run.stop()
                 with suppress(asyncio.TimeoutError):  # another class than TimeoutError on Python 3.10
                     await asyncio.wait_for(run.ended.wait(), PATIENCE)

@@ -54,9 +54,9 @@ def test_leaves_are_listed_with_their_size_in_the_picture(engine: ChatEngine) ->
 def test_the_last_answer_is_explained_as_its_picture_was_cut(engine: ChatEngine, demo: Demo) -> None:
     options = QLIPOptions(enabled=True, alpha=0.8, max_tokens=128, budget="score")
     before, session = Session(picture()), Session(picture()).with_answer(QUESTION, "a ring", options)
-    view, plain, about = demo.set_view(before, ANSWER, *controls())
+    view, plain, about = demo.set_view(request("a"), before, ANSWER, *controls())
     assert view == ANSWER and known(about)["shares"] is None
-    _, heat, about = demo.set_view(session, ANSWER, *controls(mode=CLIP))  # set since
+    _, heat, about = demo.set_view(request("a"), session, ANSWER, *controls(mode=CLIP))  # set since
     with Image.open(plain) as one, Image.open(heat) as other:
         assert one.size == other.size
         assert np.abs(np.asarray(one.convert("RGB")).astype(int) - np.asarray(other.convert("RGB"))).max() > 60
@@ -83,15 +83,16 @@ def test_an_answer_keeps_the_settings_that_it_was_given_with(demo: Demo, mode: s
 
 def test_an_answer_is_drawn_again_only_where_it_is_shown(demo: Demo) -> None:
     session = Session(picture()).with_answer(QUESTION, "a ring")
-    assert all(part == gr.skip() for part in demo.draw_answer(session, *controls(), LINES))
-    assert known(demo.draw_answer(session, *controls(), ANSWER)[1])["shares"]
+    visitor = request("a")
+    assert all(part == gr.skip() for part in demo.draw_answer(visitor, session, *controls(), LINES))
+    assert known(demo.draw_answer(visitor, session, *controls(), ANSWER)[1])["shares"]
 
 
 def test_a_controller_offers_no_explanations() -> None:
     demo = Demo(ControllerBackend("http://127.0.0.1:9"))
     assert demo.views == VIEWS
     with pytest.raises(gr.Error, match="it must be one of Picture"):
-        demo.set_view(Session(picture()), ANSWER, *controls())
+        demo.set_view(request("a"), Session(picture()), ANSWER, *controls())
 
 
 def name_of(visitor: Visitor, view: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from gradio_client import Client
 from PIL import Image
 
 from llava.serve.engine import ChatEngine
-from llava.serve.web.backend import EngineBackend
+from llava.serve.web.backend import AnswerPiece, EngineBackend, Query
 from llava.serve.web.handlers import Demo
 from llava.serve.web.session import MAX_PIXELS, Session, open_upload
 from llava.serve.web.views import NO_PICTURE
+from tests.llava.serve.openai.serving import picture
 from tests.llava.serve.web.clients import (
     FIRST,
     QUESTION,
@@ -140,6 +142,50 @@ def test_a_picture_reported_again_while_it_is_opened_clears_no_conversation(
         assert other[1].source == upload["path"]
 
     asyncio.run(report_twice())
+
+
+@pytest.mark.parametrize("upload_is_taken", [True, False], ids=["a picture", "no picture"])
+def test_whatever_a_browser_shows_last_of_an_ended_run_is_what_the_new_picture_shows(
+    engine: ChatEngine, upload: dict[str, Any], upload_is_taken: bool
+) -> None:
+    """Gradio sends a run's last step once more when it ends, and the browser may show it after the picture's reply."""
+    demo, session = Demo(EngineBackend(engine)), Session(picture(), "before.png").with_answer("One?", "a ring")
+    demo.backend.ask = never_ending  # type: ignore[method-assign]
+
+    async def open_meanwhile() -> tuple[Any, Any, Any, Any]:
+        runs = [demo.ask(request("a"), session, None, QUESTION, *controls())]
+        runs.append(demo.compare(request("a"), session, None, QUESTION, *controls()))
+        for run in runs:
+            await anext(run)
+        running = [asyncio.create_task(collect(run)) for run in runs]
+        file = upload if upload_is_taken else None
+        opened = await demo.open_picture(request("a"), session, None, file, *controls())
+        return opened, *[steps[-1] for steps in await asyncio.gather(*running)], len(demo.runs)
+
+    (*_, chat, spent, panel), asked, compared, left = asyncio.run(open_meanwhile())
+    assert asked[1:3] == (chat, spent) and chat == []
+    assert compared[0] == panel == gr.update(visible=False)
+    assert left == 0
+
+
+async def never_ending(query: Query) -> AsyncGenerator[AnswerPiece, None]:
+    yield AnswerPiece("a ring")
+    await asyncio.Event().wait()
+
+
+async def collect(steps: AsyncGenerator[Any, None]) -> list[Any]:
+    return [step async for step in steps]
+
+
+def test_a_drawing_of_the_picture_before_does_not_replace_the_new_ones(
+    engine: ChatEngine, upload: dict[str, Any]
+) -> None:
+    demo, before = Demo(EngineBackend(engine)), Session(picture(), "before.png")
+    drawn = demo.redraw(request("a"), before, *controls())
+    assert gr.skip() not in drawn
+    opened = asyncio.run(demo.open_picture(request("a"), before, None, upload, *controls()))
+    assert demo.redraw(request("a"), before, *controls()) == (gr.skip(), gr.skip())
+    assert gr.skip() not in demo.redraw(request("a"), opened[1], *controls())
 
 
 def test_a_picture_whose_drawing_failed_may_be_opened_again(engine: ChatEngine, upload: dict[str, Any]) -> None:

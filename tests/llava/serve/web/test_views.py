@@ -22,7 +22,7 @@ from llava.serve.web.session import Session
 from llava.serve.web.views import LINES, PICTURE, TOWER, draw
 from qlip import QLIPConfig
 from tests.llava.serve.openai.serving import picture
-from tests.llava.serve.web.clients import controls
+from tests.llava.serve.web.clients import controls, request
 
 DOCS = Path(__file__).parents[4] / "docs"
 
@@ -56,10 +56,10 @@ def test_the_tower_s_view_is_made_of_its_patches(backend: EngineBackend) -> None
 def test_a_view_is_chosen_and_an_unknown_one_refused(demo: Demo) -> None:
     session = Session(picture())
     for view in (PICTURE, LINES, TOWER):
-        chosen, drawing, _ = demo.set_view(session, view, *controls())
+        chosen, drawing, _ = demo.set_view(request("a"), session, view, *controls())
         assert chosen == view and drawing is not None and Image.open(drawing).format == "PNG"
     with pytest.raises(gr.Error, match="The view is &#x27;x&#x27;|The view is 'x'"):
-        demo.set_view(session, "x", *controls())
+        demo.set_view(request("a"), session, "x", *controls())
 
 
 def test_the_chart_s_numbers_are_those_of_the_claims_in_the_settings_of_today() -> None:
