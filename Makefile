@@ -31,8 +31,9 @@ demo: $(VENV)/installed
 train-demo: $(VENV)/installed
 	@$(RUN) -m playground.train_demo $(ARGS)
 
+# Compiled modules are kept, whatever the environment says: tests start many programs that load the same ones.
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/installed-dev
 	$(RUN) -m ruff check .

@@ -24,6 +24,8 @@ Tiling = Literal["image", "tiles"]
 LLMPositions = Literal["raster", "sequential"]
 LLMWeight = Literal["each", "native"]
 
+STRONGEST_BIAS = 4.0
+"""Of a size bias, of either sign: beyond it the weights of a long image's leaves may exceed float32."""
 
 PAPER: Mapping[str, Any] = MappingProxyType(
     {
@@ -147,7 +149,7 @@ class QLIPConfig:
 
     size_bias: float = 0.0
     """s: add s * log(cells of the leaf) to the attention logits of a leaf's key in the tower; with geometry "native",
-    of native cells. 0 is off."""
+    of native cells. From -4 to 4; 0 is off."""
 
     llm_size_bias: float = -0.25
     """The same in the language model. Below 0 small leaves, where the detail is, weigh more than the large ones around
@@ -194,7 +196,7 @@ class QLIPConfig:
             check_number(name, getattr(self, name), least=0.0)
         check_window(self.structure_size)
         for name in ("size_bias", "llm_size_bias"):
-            check_number(name, getattr(self, name))
+            check_number(name, getattr(self, name), least=-STRONGEST_BIAS, most=STRONGEST_BIAS)
         check_count("seed", self.seed, least=0)
         if self.placement == "padded" and self.thumbnail:
             raise ValueError(
@@ -270,12 +272,13 @@ def check_count(name: str, value: int, least: int = 1) -> None:
         raise ValueError(f"{name} is {value}; it must be below 2^63")
 
 
-def check_number(name: str, value: float, least: float = -math.inf) -> None:
-    """Raises unless `value` is a finite number of at least `least`."""
+def check_number(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> None:
+    """Raises unless `value` is a finite number from `least` to `most`."""
     if not is_number(value):
         raise TypeError(f"{name} is {value!r}; it must be a number")
-    if not (math.isfinite(value) and value >= least):
+    if not (math.isfinite(value) and least <= value <= most):
         bound = "" if least == -math.inf else f" of at least {least:g}"
+        bound += "" if most == math.inf else f" and at most {most:g}"
         raise ValueError(f"{name} is {value!r}; it must be a finite number{bound}")
 
 

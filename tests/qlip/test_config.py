@@ -97,6 +97,8 @@ def test_an_unknown_key_is_named_with_the_allowed_ones():
         ({"structure_size": 1}, "structure_size.*1"),
         ({"size_bias": math.inf}, "size_bias.*inf"),
         ({"llm_size_bias": math.nan}, "llm_size_bias.*nan"),
+        ({"llm_size_bias": -100.0}, "llm_size_bias is -100.0; it must be a finite number of at least -4 and at most 4"),
+        ({"size_bias": 4.5}, "size_bias is 4.5; it must be a finite number of at least -4 and at most 4"),
         ({"criterion": "entropy"}, "criterion.*entropy.*gradient.*structure.*variance.*diagonal.*random"),
         ({"budget": "answer"}, "budget.*answer.*score.*question"),
         ({"split_order": "size"}, "split_order is 'size'; allowed are 'side', 'score'"),
