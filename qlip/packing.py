@@ -62,7 +62,8 @@ def unpack_leaves(leaf_boxes: Tensor, leaf_grids: Tensor) -> list[Leaves]:
     if leaf_boxes.ndim != 3 or leaf_boxes.shape[2] != 3 or leaf_grids.shape != (len(leaf_boxes), 2):
         raise ValueError(
             f"leaf_boxes are {tuple(leaf_boxes.shape)}, leaf_grids {tuple(leaf_grids.shape)}; they must be (B, N, 3)"
-            f" and (B, 2), {AS_GIVEN}"
+            f" and (B, 2), {AS_GIVEN}; a pipeline of transformers that batches chats (batch_size above 1) takes one"
+            " image in each"
         )
     if len(leaf_boxes) == 0:
         raise ValueError("leaf_boxes hold no image; give at least one, or leave them out where there is text")

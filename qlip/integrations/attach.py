@@ -26,7 +26,7 @@ from qlip.config import QLIPConfig
 from qlip.decoder_masks import ALIBI_MODELS, check_takes_bias
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor, find_normalisation
-from qlip.integrations.attachment import Attachment
+from qlip.integrations.attachment import OFFLOADED, Attachment
 from qlip.integrations.classes import (
     AttachedMixin,
     check_not_part,
@@ -214,7 +214,7 @@ def check_tower(tower: nn.Module) -> None:
     if (channels := adapter.patch_projection.weight.shape[1]) != 3:
         raise ValueError(f"the vision tower takes images of {channels} channels; QLIP prepares RGB images, of 3")
     if any(parameter.is_meta for parameter in tower.parameters()):
-        raise ValueError("the vision tower is offloaded; give it a device in device_map (it is small)")
+        raise ValueError(OFFLOADED)
 
 
 def check_language_model(model: Any, settings: QLIPConfig) -> None:

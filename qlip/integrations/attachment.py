@@ -17,6 +17,7 @@ from qlip.patches import CutImage
 from qlip.quadtree import Leaves
 from qlip.tiles import TokenOrder
 
+OFFLOADED = "the vision tower is offloaded; give it a device in device_map (it is small)"
 PROCESSOR = "prepare images with the processor that qlip.attach returned for this model"
 
 
@@ -64,6 +65,8 @@ class Attachment:
             self._check_whole(pixel_values)
             images = [self.image_processor.cut(image) for image in pixel_values]
         device = self.vision.position_table.device
+        if device.type == "meta":  # accelerate has taken the weights away since
+            raise ValueError(OFFLOADED)
         return [image.to(device) for image in images]
 
     @property

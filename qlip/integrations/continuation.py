@@ -25,14 +25,32 @@ class Continuation(NamedTuple):
     bias: Tensor | None
     """float (B, K0): added to the attention logits of the first K0 keys; None adds nothing."""
 
-    def positions(self, count: int) -> Tensor:
-        """Computes the positions (B, count) of tokens after the keys."""
-        return self.end[:, None] + torch.arange(count, device=self.end.device)
+    def positions(self, count: int, mask: Tensor | None = None) -> Tensor:
+        """Computes the positions (B, count) of tokens after the keys.
+
+        Args:
+            count: Q, of the new tokens.
+            mask: (B, Q) or with the keys (B, K + Q), nonzero on real tokens; padding takes no position. By default all
+                are real.
+        """
+        if mask is None or mask.shape[1] not in (count, self.length + count):
+            return self.end[:, None] + torch.arange(count, device=self.end.device)
+        real = mask[:, -count:].to(self.end.device) != 0
+        return self.end[:, None] + (real.cumsum(1) - 1).clamp(min=0)
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> Continuation:
         """Changes the rows of all that is noted by one function, which takes and returns (rows, ...)."""
         bias = self.bias if self.bias is None else change(self.bias.expand(len(self.end), -1))
         return self._replace(end=change(self.end), bias=bias)
+
+    def merge_rows(self, each: int) -> Continuation | None:
+        """Takes one row of every `each`; None where those that would be one differ."""
+        merged = self.map_rows(lambda part: part[::each])
+        again = merged.map_rows(lambda part: part.repeat_interleave(each, dim=0))
+        is_same = torch.equal(again.end, self.end) and (
+            self.bias is None or again.bias is None or bool((again.bias == self.bias).all())
+        )
+        return merged if is_same else None
 
 
 class RowsMixin:
@@ -105,12 +123,15 @@ def _count_steps(positions: Tensor, after: Tensor) -> int:
     return int(steps.flip(1).cumprod(1).sum(1).min())
 
 
-def read_continuation(cache: Any, rows: int) -> Continuation | None:
+def read_continuation(cache: Any, rows: int, mask: Tensor | None = None, each: int = 1) -> Continuation | None:
     """Reads what follows a cache's keys; None where no prompt with images was run.
 
     Args:
         cache: transformers' cache, or None.
         rows: B, of the new tokens.
+        mask: (B, K + Q), nonzero on real tokens, of keys and new tokens; by default all keys are real that came after
+            the prompts with images.
+        each: rows of the cache that each row of new tokens will be repeated to, as `generate` does for beams.
 
     Raises:
         ValueError: the cache was cropped within an image, or holds another number of rows.
@@ -126,15 +147,27 @@ def read_continuation(cache: Any, rows: int) -> Continuation | None:
             f"the cache was cropped to {length} tokens, and the last image ends at {noted.images}; give all that the"
             " attached processor returns again"
         )
-    if len(noted.end) != rows:
-        raise ValueError(f"the cache holds {len(noted.end)} rows with images, and {rows} are given")
-    return noted._replace(length=length, end=noted.end + (length - noted.length))
+    merged = noted.merge_rows(each) if len(noted.end) == each * rows else None
+    if merged is None:
+        more = f", each for {each} answers" if each > 1 else ""
+        raise ValueError(f"the cache holds {len(noted.end)} rows with images, and {rows} are given{more}")
+    grown: int | Tensor = length - noted.length
+    if mask is not None and mask.shape[1] > length > noted.length:  # padding among earlier answers and questions
+        grown = (mask[:, noted.length : length] != 0).sum(1).to(merged.end.device)
+    return merged._replace(length=length, end=merged.end + grown)
+
+
+def padding_mask(mask: Any) -> Tensor | None:
+    """Returns an attention mask (B, K + Q); None for those of other shapes, which may hide more than padding."""
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def follow(
-    cache: Any, new: Tensor, positions: Tensor | None, bias: Tensor | None
+    cache: Any, new: Tensor, positions: Tensor | None, bias: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Completes the positions and the bias of new tokens (B, Q, ...) after a prompt with images; else as given.
+
+    `mask` is (B, K + Q), nonzero on real tokens.
 
     Raises:
         ValueError: see `read_continuation`.
@@ -142,10 +175,10 @@ def follow(
     noted: Continuation | None = getattr(cache, ATTRIBUTE, None)
     if noted is None or (positions is not None and (bias is not None or noted.bias is None)):
         return positions, bias
-    follows = read_continuation(cache, len(new))
+    follows = read_continuation(cache, len(new), mask)
     if follows is None:
         return positions, bias
     return (
-        follows.positions(new.shape[1]) if positions is None else positions,
+        follows.positions(new.shape[1], mask) if positions is None else positions,
         follows.bias if bias is None else bias,
     )

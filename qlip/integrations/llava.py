@@ -17,9 +17,9 @@ from transformers.utils.generic import can_return_tuple
 from qlip.decoder_masks import decoder_mask
 from qlip.integrations.attachment import image_sizes_of
 from qlip.integrations.classes import AttachedPreTrainedMixin, name_arguments
-from qlip.integrations.continuation import follow, note_continuation, read_continuation
+from qlip.integrations.continuation import follow, note_continuation, padding_mask, read_continuation
 from qlip.integrations.llava_trunk import LlavaTrunkMixin, take_feature_options
-from qlip.integrations.mixins import ImagePositionsMixin, refuse_options
+from qlip.integrations.mixins import ImagePositionsMixin, count_answers, refuse_options
 from qlip.language_positions import ImageSpan, Placed, key_bias, place_batch
 from qlip.packing import check_pair, unpack_leaves
 from qlip.tiles import TokenOrder
@@ -146,7 +146,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         elif encoded:
             self._check_lost(position_ids, key_bias)
         elif new is not None and (position_ids is None or not torch.compiler.is_compiling()):
-            position_ids, key_bias = follow(past_key_values, new, position_ids, key_bias)
+            position_ids, key_bias = follow(past_key_values, new, position_ids, key_bias, padding_mask(attention_mask))
         if new is not None:
             attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self)
         if mm_encoder_outputs is not None:
@@ -181,11 +181,11 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         encoded = any(kwargs.get(name) is not None for name in ("mm_encoder_outputs", "inputs_embeds"))
         pixel_values, boxes, grids, sizes = self._pack(given, encoded)
         layers = take_feature_options(kwargs)
+        options = {"generation_config": args[0], **kwargs} if args else kwargs
         if boxes is not None and grids is not None:
             prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
             if prompt is None:
                 raise ValueError(NO_PROMPT)
-            options = {"generation_config": args[0], **kwargs} if args else kwargs
             refuse_options(self, options, assistants=LlavaMixin)
             placed = self.place_images(prompt, kwargs.get("attention_mask"), boxes, grids, sizes)
             if kwargs.get("key_bias") is None:
@@ -199,11 +199,13 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
                 kwargs["inputs_embeds"] = self.model.embed(prompt, kwargs.get("inputs_embeds"), features)
             inputs = prompt
         else:
-            self._continue(inputs, kwargs)
+            self._continue(inputs, kwargs, count_answers(self, options))
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
-    def _continue(self, inputs: Tensor | None, kwargs: dict[str, Any]) -> None:
+    def _continue(self, inputs: Tensor | None, kwargs: dict[str, Any], each: int) -> None:
         """Gives a prompt without images, in `kwargs`, what follows a cache of one with images.
+
+        transformers makes `each` rows of each of the prompt's.
 
         Raises:
             ValueError: encoded images would lose their positions or attention weights.
@@ -216,13 +218,13 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         if has_images or (embeds is not None and prompt is not None and (prompt == self.config.image_token_id).any()):
             self._check_lost(positions, bias)
         cache, new = kwargs.get("past_key_values"), prompt if prompt is not None else embeds
-        if new is None or positions is not None or (follows := read_continuation(cache, len(new))) is None:
+        mask = padding_mask(kwargs.get("attention_mask"))
+        if new is None or positions is not None or (follows := read_continuation(cache, len(new), mask, each)) is None:
             return
-        mask = kwargs.get("attention_mask")
         total = max(new.shape[1], 0 if mask is None else mask.shape[1])  # the whole conversation, or its new tokens
         count = total - follows.length if total > follows.length else new.shape[1]
         known = torch.zeros(len(new), follows.length, dtype=follows.end.dtype, device=follows.end.device)
-        kwargs["position_ids"] = torch.cat([known, follows.positions(count)], dim=1)
+        kwargs["position_ids"] = torch.cat([known, follows.positions(count, mask)], dim=1)
         kwargs["key_bias"] = follows.bias if bias is None else bias
 
     def _pack(self, images: PackedImages, encoded: bool) -> PackedImages:

@@ -50,6 +50,13 @@ def refuse_options(model: Any, options: Mapping[str, Any], assistants: type | No
         )
 
 
+def count_answers(model: Any, options: Mapping[str, Any]) -> int:
+    """Counts the rows that transformers' `generate` makes of each prompt under options: beams, or answers."""
+    config = options.get("generation_config") or model.generation_config
+    names = ("num_beams", "num_return_sequences")
+    return max(options.get(name, getattr(config, name, None)) or 1 for name in names)
+
+
 class ImagePositionsMixin:
     """Mixed into a model whose `generate` gets `next_positions`, int64 (B,): the first new position of each prompt."""
 

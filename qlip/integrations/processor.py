@@ -22,6 +22,15 @@ class AttachedProcessorMixin:
 
     image_token: str
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Builds the plain processor where the class is called with its parts, as by `type(processor).from_pretrained`.
+
+        `attach_processor` changes the class of a processor that exists; nothing else makes an attached one.
+        """
+        if args or kwargs:
+            return cls.__bases__[1](*args, **kwargs)
+        return super().__new__(cls)
+
     def _process_images(self, images: Any, **options: Any) -> tuple[Any, list[str]]:
         """Packs images, and builds the text that replaces each <image> in the prompt; transformers calls it."""
         pictures = make_flat_list_of_images(images)

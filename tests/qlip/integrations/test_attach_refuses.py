@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from transformers import (
     BeitConfig,
     BeitModel,
@@ -30,9 +31,13 @@ from transformers import (
 import qlip
 from tests.qlip.integrations.models import (
     IMAGE_TOKEN,
+    PICTURES,
+    PROMPTS,
     SHAPE,
     TEXT,
     VISION,
+    ask,
+    attached,
     make_contrastive_model,
     make_language_model,
     make_vision_model,
@@ -210,6 +215,10 @@ def test_attentions_that_take_no_bias_or_no_padding():
 def test_an_offloaded_tower():
     with pytest.raises(ValueError, match="offloaded; give it a device in device_map"):
         qlip.attach(make_vision_model("clip").to("meta"))
+    model, processor = attached("llava", max_tokens=40)
+    cpu_offload(model, execution_device="cpu")
+    with pytest.raises(ValueError, match="offloaded; give it a device in device_map"):
+        model(**ask(processor, PROMPTS[:1], PICTURES[:1]))
 
 
 def test_settings():

@@ -68,6 +68,23 @@ def test_pipeline(dtype):
         assert answer[0]["generated_text"] == processor.decode(new, skip_special_tokens=True)
     several = pipe(images=PICTURES[1:3], text=["<image> and <image>"], max_new_tokens=2, return_full_text=False)
     assert isinstance(several[0]["generated_text"], str)
+    talks = [
+        [{"role": "user", "content": [*chat(one)[0]["content"], *chat(two)[0]["content"]]}]
+        for one, two in (PICTURES[:2], PICTURES[1:3])
+    ]
+    assert len(pipe(text=talks, max_new_tokens=2, return_full_text=False)) == 2
+    with pytest.raises(ValueError, match="a pipeline of transformers that batches chats .* takes one image in each"):
+        pipe(text=talks, max_new_tokens=2, batch_size=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_class_of_an_attached_processor_loads_a_plain_one(kind, tmp_path):
+    """As that of an attached model does: only `attach` makes an attached one."""
+    _, processor = attached(kind, **TREE)
+    processor.save_pretrained(tmp_path)
+    loaded = type(processor).from_pretrained(tmp_path, backend="pil")
+    assert type(loaded) is type(make_processor(kind))
+    assert loaded.to_dict() == make_processor(kind).to_dict()
 
 
 def test_saved_and_loaded_by_transformers_alone_then_attached(tmp_path):
