@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
+from llava.eval.eval_mmbench import check_indices
 from llava.eval.score.rows import Key, Row, find_texts, read_answers, read_table
 
 LEFT_OUT = ("hint", "category", "source", "image", "comment", "l2-category")
@@ -29,11 +30,9 @@ def convert(args: argparse.Namespace) -> None:
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
     result_file = args.result_dir / f"{args.experiment}.jsonl"
-    rows = submission(
-        read_table(args.annotation_file, ("index",)),
-        read_answers(result_file, ("question_id", "round_id")),
-        result_file,
-    )
+    table = read_table(args.annotation_file, ("index",))
+    check_indices(args.annotation_file, (row["index"] for row in table))
+    rows = submission(table, read_answers(result_file, ("question_id", "round_id")), result_file)
     target = args.upload_dir / f"{args.experiment}.xlsx"
     target.parent.mkdir(parents=True, exist_ok=True)  # a run may be named as on the hub, OWNER/MODEL
     book = openpyxl.Workbook()

@@ -47,7 +47,7 @@ def score(questions: Mapping[str, Row], said: Sequence[str]) -> Score:
         questions: As in GQA's question files, `answer` and `types` among their fields.
         said: The model's answers, in the same order.
     """
-    right = [prediction(text) == row["answer"] for row, text in zip(questions.values(), said, strict=True)]
+    right = [prediction(text) == prediction(row["answer"]) for row, text in zip(questions.values(), said, strict=True)]
     structure = [row["types"]["structural"] for row in questions.values()]
     meaning = [row["types"]["semantic"] for row in questions.values()]
     rows = {

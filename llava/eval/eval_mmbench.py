@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.score.benchmark import Benchmark
@@ -110,11 +110,16 @@ def read_questions(path: Path) -> dict[int, Row]:
         ("question", "A", "B"),
         ("index",),
     )
-    if wrong := [key[0] for key in table if not key[0].isdigit()]:
-        raise ValueError(f"{path}: index is {wrong[0]!r}; it must be a whole number")
+    check_indices(path, (key[0] for key in table))
     if any(row.get("answer") not in tuple(LETTERS) for row in table.values()):
         raise ValueError(f"{path} has questions without an answer: a test split, which MMBench's server scores")
     return {int(key[0]): row for key, row in table.items()}
+
+
+def check_indices(path: Path, indices: Iterable[str]) -> None:
+    """Raises ValueError unless all indices of a table are whole numbers."""
+    if (wrong := next((index for index in indices if not index.isdigit()), None)) is not None:
+        raise ValueError(f"{path}: index is {wrong!r}; it must be a whole number")
 
 
 def find_options(row: Row) -> dict[str, str]:

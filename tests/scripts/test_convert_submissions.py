@@ -49,7 +49,9 @@ def test_a_split_of_vqav2_must_be_complete(tmp_path: Path, capsys: pytest.Captur
 
 def test_vizwiz_names_pictures(tmp_path: Path) -> None:
     questions = write_rows(tmp_path / "q.jsonl", [{"question_id": i, "image": f"{i}.jpg"} for i in (0, 1)])
-    answers = write_answers(tmp_path / "a.jsonl", {1: "Unanswerable", 0: "A cat."})
+    answers = write_rows(
+        tmp_path / "a.jsonl", [{"question_id": 1.0, "text": "Unanswerable"}, {"question_id": 0.0, "text": "A cat."}]
+    )  # as pandas has ids in a table with gaps
     out = tmp_path / "up" / "run.json"
     flags = ["--annotation-file", questions, "--result-file", answers, "--result-upload-file", out]
     assert convert_vizwiz_for_submission.main([str(flag) for flag in flags]) == 0
@@ -100,6 +102,16 @@ def test_mmbenchs_table_holds_what_was_said_to_the_first_order(tmp_path: Path) -
         (2, "Which?", "red", "blue", None, None, "A", "A"),
         (3, "Which?", "one", "two", None, None, "B", "A"),
     ]
+
+
+def test_mmbenchs_index_must_be_a_whole_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotation = table(tmp_path)
+    annotation.write_text(annotation.read_text().replace("\n2\t", "\n2.0\t"))
+    write_rows(tmp_path / "answers" / "run.jsonl", ROUNDS)
+    flags = ["--annotation-file", annotation, "--result-dir", tmp_path / "answers", "--upload-dir", tmp_path / "up"]
+    assert convert_mmbench_for_submission.main([*map(str, flags), "--experiment", "run"]) == 2
+    assert f"{annotation}: index is '2.0'; it must be a whole number" in capsys.readouterr().err
+    assert not (tmp_path / "up").exists()
 
 
 def test_an_answer_that_excel_would_not_take_as_text_is_written_as_text(tmp_path: Path) -> None:

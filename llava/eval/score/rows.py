@@ -62,6 +62,20 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
+def decode_json(text: str) -> Any:
+    """Decodes JSON; NaN and Infinity, by which pandas fills gaps and Python writes them, are null.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON.
+    """
+    return json.loads(text, parse_constant=lambda name: None)
+
+
+def id_text(value: Any) -> str:
+    """Formats an id as text; 1.0, as tables with gaps have it, is 1."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def read_rows(path: Path) -> list[tuple[int, Row]]:
     """Reads the objects of a file of JSON lines, each with its line number; only a line feed ends a line.
 
@@ -73,7 +87,7 @@ def read_rows(path: Path) -> list[tuple[int, Row]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = decode_json(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: no JSON: {error.msg}") from None
         check_object(f"{path}:{number}", row)
@@ -88,7 +102,7 @@ def read_json(path: Path, kind: type) -> Any:
         ValueError: it is not JSON, or of another kind.
     """
     try:
-        content = json.loads(read_text(path))
+        content = decode_json(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: no JSON: {error.msg}") from None
     if not isinstance(content, kind):
@@ -171,7 +185,9 @@ def index_rows(
     found: dict[Key, Row] = {}
     for place, row in rows:
         row = check_row(place, row, (*key, *fields))
-        name = tuple(str(row[field]) for field in key)
+        if empty := [field for field in key if row[field] is None]:
+            raise ValueError(f"{place}: {empty[0]} is null or NaN; it must be text or a number")
+        name = tuple(id_text(row[field]) for field in key)
         if name in found:
             raise ValueError(f"{place}: {format_key(name)} appears twice")
         found[name] = row
@@ -194,7 +210,8 @@ def check_row(place: str, row: Any, fields: Iterable[str]) -> Row:
         check_encodable(f"{place}: {name}", row[name])
     for name, value in texts.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{place}: {name} is {value!r}; it must be text")
+            shown = "null or NaN" if value is None else repr(value)
+            raise ValueError(f"{place}: {name} is {shown}; it must be text")
     return {**row, **{name: str(value) for name, value in texts.items()}}
 
 

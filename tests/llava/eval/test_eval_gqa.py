@@ -48,6 +48,14 @@ def test_a_number_is_an_answer_to_gqa_as_its_text_is(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "s.json").read_text())["rows"]["all"]["accuracy"] == 100.0
 
 
+def test_case_and_a_full_stop_do_not_count_in_labels_either(tmp_path: Path) -> None:
+    file = write_json(tmp_path / "q.json", {"1": gqa_question("Red.", "query", "attr")})
+    answers = write_answers(tmp_path / "a.jsonl", {"1": "red"})
+    flags = ["--question-file", str(file), "--result-file", str(answers), "--json", str(tmp_path / "s.json")]
+    assert eval_gqa.main(flags) == 0
+    assert json.loads((tmp_path / "s.json").read_text())["rows"]["all"]["accuracy"] == 100.0
+
+
 def test_gqas_questions_need_their_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_json(tmp_path / "q.json", {"1": {"answer": "yes"}})
     answers = write_answers(tmp_path / "a.jsonl", {"1": "yes"})

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.score.rows import Row, is_missing, is_question, read_rows, read_table, read_text
+from llava.eval.score.rows import (
+    Row,
+    decode_json,
+    id_text,
+    is_missing,
+    is_question,
+    read_rows,
+    read_table,
+    read_text,
+)
 from llava.text import check_encodable
 
 T = TypeVar("T")
@@ -75,9 +84,9 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> li
         if missing := [key for key in ("question_id", "image", "text") if key not in row]:
             raise ValueError(f"{path}:{number}: the question has no {', '.join(missing)}")
         name, text, image = (_read_value(f"{path}:{number}", row, key) for key in ("question_id", "text", "image"))
-        if answers_file and _as_text(name) not in answers:
+        if answers_file and id_text(name) not in answers:
             raise ValueError(f"{answers_file} has no answer to question {name!r}")
-        answer = answers.get(_as_text(name), row.get(_find_field(row, "answer", "label")))
+        answer = answers.get(id_text(name), row.get(_find_field(row, "answer", "label")))
         questions.append(
             Question(
                 question_id=name,
@@ -106,14 +115,9 @@ def _read_right_answers(path: Path) -> dict[str, str]:
         if field == "text" and is_question(row):
             raise ValueError(f"{place} is a question, not an answer: it has no answer or label")
         name, answer = _read_value(place, row, "question_id"), str(_read_value(place, row, field, number=True))
-        if (other := answers.setdefault(_as_text(name), answer)) != answer:
+        if (other := answers.setdefault(id_text(name), answer)) != answer:
             raise ValueError(f"{place}: {name!r} appears twice, with the answers {other!r} and {answer!r}")
     return answers
-
-
-def _as_text(name: Any) -> str:
-    """Formats an id; 1.0, as tables with gaps have it, is 1."""
-    return str(int(name)) if isinstance(name, float) and name.is_integer() else str(name)
 
 
 def _find_field(row: Row, *names: str) -> str | None:
@@ -144,7 +148,7 @@ def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> 
         ValueError: the file is not such a list.
     """
     try:
-        entries = json.loads(read_text(path))
+        entries = decode_json(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error.msg}") from None
     questions = []

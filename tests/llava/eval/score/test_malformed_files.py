@@ -24,6 +24,8 @@ from tests.llava.eval.scoring import COLOURS, cv, gqa_question, labelled, proble
 from tests.llava.eval.test_eval_mmbench import table
 
 Main = Callable[[Sequence[str]], int]
+NAN = float("nan")
+"""Written as NaN, as pandas' tables with gaps are by Python's json."""
 Make = Callable[[Path], list[str]]
 """Writes a scorer's files to a folder, and returns the flags that name them, but for --result-file."""
 
@@ -115,7 +117,8 @@ IN_PLACE = {"category": "direct_attributes", "label": "A"}
 @pytest.mark.parametrize(
     ("main", "make", "words"),
     [
-        (eval_realworldqa.main, asked(answer=None), "q.jsonl:1: answer is None; it must be text"),
+        (eval_realworldqa.main, asked(answer=None), "q.jsonl:1: answer is null or NaN; it must be text"),
+        (eval_realworldqa.main, asked(answer=NAN), "q.jsonl:1: answer is null or NaN; it must be text"),
         (
             eval_cvbench.main,
             asked(**COUNT | {"answer": 2}),
@@ -129,11 +132,17 @@ IN_PLACE = {"category": "direct_attributes", "label": "A"}
         (eval_vstar.main, asked(**IN_PLACE | {"label": True}), "q.jsonl:1: label is True; it must be text"),
         (eval_vstar.main, asked(**IN_PLACE | {"text": {}}), "q.jsonl:1: text is {}; it must be text"),
         (eval_vstar.main, asked(**IN_PLACE | {"text": "\ud800"}), r"q.jsonl:1: text holds half a character, '\ud800'"),
-        (eval_gqa.main, gqa(None), "a.jsonl:1: text is None; it must be text"),
+        (eval_gqa.main, gqa(None), "a.jsonl:1: text is null or NaN; it must be text"),
+        (eval_gqa.main, gqa(NAN), "a.jsonl:1: text is null or NaN; it must be text"),
         (eval_gqa.main, gqa("none", types=None), "types of question '1' is None; it must have structural and semantic"),
-        (eval_gqa.main, gqa("none", answer=None), "question '1': answer is None; it must be text"),
+        (eval_gqa.main, gqa("none", answer=None), "question '1': answer is null or NaN; it must be text"),
+        (eval_gqa.main, gqa("none", answer=NAN), "question '1': answer is null or NaN; it must be text"),
         (eval_pope.main, pope([]), "q.jsonl:1: text is []; it must be text"),
-        (eval_pope.main, pope("Is there a dog in the image?", None), "random.json:1: text is None; it must be text"),
+        (
+            eval_pope.main,
+            pope("Is there a dog in the image?", None),
+            "random.json:1: text is null or NaN; it must be text",
+        ),
         (eval_seed.main, seed(SEED, ["all"]), "question_type is a list; it must map the types' names to numbers"),
         (eval_seed.main, seed(None, {"all": 1}), "questions is a NoneType; it must be a list"),
         (eval_seed.main, seed([7], {"all": 1}), "questions[0]: a int; it must be an object"),
