@@ -36,6 +36,8 @@ class CheckpointedTrainer(Trainer):
 
     control: Any
     throughput: Throughput
+    plan: Any
+    """What decides on the samples of each step."""
     _staging: Path | None = None
 
     @property
@@ -92,7 +94,8 @@ class CheckpointedTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             staged = self._staging / name
             if self.args.should_save:
-                (staged / TOTALS_FILE).write_text(json.dumps(self.throughput.state()), encoding="utf-8")
+                totals = self.throughput.state() | {"plan": self.plan}
+                (staged / TOTALS_FILE).write_text(json.dumps(totals), encoding="utf-8")
             self._name_best(staged, final)
         finally:
             self._staging, self.args.save_total_limit = None, limit

@@ -24,6 +24,10 @@ from llava.train.throughput import BatchCounts, Throughput, gather_objects
 
 logger = logging.getLogger(__name__)
 
+SAMPLES = "samples in the data"
+STEP_SAMPLES = "samples a step (batch size x accumulation x processes)"
+STEP_TOKENS = "tokens a step (--batch_tokens x accumulation x processes)"
+
 
 class LLaVATrainer(CheckpointedTrainer):
     """Trains the projector, the whole model, or adapters."""
@@ -70,6 +74,24 @@ class LLaVATrainer(CheckpointedTrainer):
     def _seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What decides on the samples of each step, by flags: a run continues only one that has the same."""
+        args: Any = self.args
+        together = args.gradient_accumulation_steps * args.world_size
+        by_tokens = args.pack or args.batch_tokens is not None
+        return {
+            SAMPLES: len(self.train_dataset) if self.train_dataset is not None else 0,
+            STEP_SAMPLES: None if by_tokens else args.train_batch_size * together,
+            STEP_TOKENS: self._token_budget * together if by_tokens else None,
+            "--pack": bool(args.pack),
+            "--data_seed or --seed": self._seed,
+        }
+
+    @property
+    def _token_budget(self) -> int:
+        return self.args.batch_tokens or self.args.train_batch_size * self.args.model_max_length
+
     def get_train_dataloader(self) -> DataLoader:
         """Builds the loader of training batches: of a number of samples, or of a number of tokens."""
         args = self.args
@@ -77,10 +99,9 @@ class LLaVATrainer(CheckpointedTrainer):
             return super().get_train_dataloader()
         if self.train_dataset is None or self.lengths is None:
             raise ValueError("batch_tokens and pack need the training data set and the lengths of its samples")
-        budget = args.batch_tokens or args.train_batch_size * args.model_max_length
         sampler = TokenBatchSampler(
             self.lengths,
-            budget,
+            self._token_budget,
             args.model_max_length if args.pack else None,
             args.world_size,
             args.process_index,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -22,7 +22,7 @@ from llava.train.data.dataset import make_supervised_data_module
 from llava.train.data.lengths import measure_lengths
 from llava.train.evaluation import QuestionEvaluation
 from llava.train.llava_trainer import LLaVATrainer
-from llava.train.saving import checkpoints, safe_save_model_for_hf_trainer
+from llava.train.saving import TOTALS_FILE, checkpoints, safe_save_model_for_hf_trainer
 from llava.train.throughput import gather_objects
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     check_same_step(gather_objects(None if begun is None else Path(begun).name))
     if begun is not None:
         check_resumed_adapter(Path(begun), model)
+        check_resumed_plan(Path(begun), trainer.plan)
         logger.info("continuing from %s", begun)
     trainer.train(resume_from_checkpoint=begun)
     if begun is not None and Path(begun).name == f"checkpoint-{trainer.state.global_step}":
@@ -207,6 +208,24 @@ def check_resumed_adapter(folder: Path, model: Any) -> None:
             raise ValueError(
                 f"--{flag} is {value!r}, but {folder} was trained with {saved[name]!r}; give that, or another"
                 " --output_dir"
+            )
+
+
+def check_resumed_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint's steps stand for the samples that this run's would, see `LLaVATrainer.plan`.
+
+    transformers counts steps alone: where they stand for others, samples are left out or trained on once more.
+
+    Raises:
+        ValueError: they do not.
+    """
+    file = folder / TOTALS_FILE
+    saved = read_json(file).get("plan", {}) if file.is_file() else {}
+    for name, value in plan.items():
+        if (before := saved.get(name, value)) != value:
+            raise ValueError(
+                f"{folder} was trained with {name}: {before}, and this run has {value}, so that samples would be left"
+                " out or trained on again; give the same, or another --output_dir to start over"
             )
 
 
