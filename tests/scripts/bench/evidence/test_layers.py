@@ -9,7 +9,7 @@ LAYERS = (
     ("rivals",),
     ("answering",),
     ("pages",),
-    ("claims", "deletion", "gallery", "loss_causes", "photographs", "question"),
+    ("claims", "deletion", "gallery", "loss_causes", "photographs", "question", "reading"),
 )
 """Folders, lowest first. A module imports from lower folders and from its own; commands beside them from all."""
 
