@@ -23,6 +23,13 @@ BAR_DELAY = "2"
 """Seconds after which libraries' progress bars appear, as ours do: tqdm reads the variable as it is imported."""
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
+
+
+def escaped(text: str) -> str:
+    """Escapes what is not printable, such as a line feed: a text from outside can then forge no line of a log."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
 """What a wrong flag, file or machine raises; anything else is a fault of the program and keeps its traceback."""
 
 

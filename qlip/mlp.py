@@ -151,6 +151,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds a {type(state).__name__}, which is not an MLP prior; {EXPECTED}")
     if others := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{path} is not an MLP prior: {others[0]!r} is not a tensor; {EXPECTED}")
+    if others := [str(name) for name, value in state.items() if value.is_meta or value.layout != torch.strided]:
+        raise ValueError(f"{path} is not an MLP prior: {others[0]!r} is sparse or has no values; {EXPECTED}")
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
@@ -162,6 +164,8 @@ def _linear_layers(state: Mapping[str, Tensor], path: Path) -> tuple[list[Tensor
         if match is None:
             raise ValueError(f"{path} is not an MLP prior: it holds {name!r}; {EXPECTED}")
         parts[match[2]][int(match[1])] = tensor.float()
+    if wrong := next((name for name, tensor in state.items() if not tensor.float().isfinite().all()), None):
+        raise ValueError(f"{path} is damaged: {wrong} holds NaN or infinity")
     weights, biases = ([tensors[number] for number in sorted(tensors)] for tensors in parts.values())
     if parts["weight"].keys() != parts["bias"].keys() or not _is_chain(weights, biases):
         raise ValueError(

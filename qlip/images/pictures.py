@@ -117,7 +117,6 @@ def decode_image(
                     f"at most {MAX_BYTES_IN_PYTHON:,} bytes and pixels of it are allowed; save it as PNG"
                 )
             before_pixels(pixels)
-            image.load()
             return to_rgb(image)
 
 

@@ -20,6 +20,8 @@ TURNS = {
     8: Transpose.ROTATE_90,
 }
 """EXIF orientation -> the turn that makes an image upright; others are upright, or unknown."""
+SPREAD = {"L;2": 85, "L;4": 17}
+"""Pillow's name of grey of few bits -> what it multiplies levels by."""
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _MAX_XMP = 2**20  # bytes that are searched
 
@@ -36,6 +38,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if not isinstance(image, Image.Image):
         raise TypeError(f"the image is a {type(image).__name__}; it must be a Pillow image")
+    _scale_clear_level(image)
     image.load()
     if 0 in image.size:
         raise ValueError(f"the image has {image.width} x {image.height} pixels; it needs at least one")
@@ -60,6 +63,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = image.convert("RGB")
     image.info = {}  # the next reader would apply the orientation again
     return image if turn is None else image.transpose(turn)
+
+
+def _scale_clear_level(image: Image.Image) -> None:
+    """Scales the transparent level of a PNG that is still to be decoded as Pillow will scale its pixels.
+
+    Pillow leaves it as in the file where it spreads grey of 2 and 4 bits over 0-255, and drops half of 16-bit RGB.
+    """
+    clear, tile = image.info.get("transparency"), getattr(image, "tile", None)
+    if image.format != "PNG" or clear is None or not tile:
+        return
+    raw = tile[0][3]  # Pillow's name of how pixels are stored
+    if isinstance(clear, int) and raw in SPREAD:
+        image.info["transparency"] = clear * SPREAD[raw]
+    elif isinstance(clear, tuple) and raw == "RGB;16B":
+        image.info["transparency"] = tuple(level >> 8 for level in clear)
 
 
 def read_orientation(image: Image.Image) -> int:

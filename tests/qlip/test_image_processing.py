@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -110,6 +113,34 @@ def test_transparency_is_laid_over_white():
     palette = Image.new("P", (14, 14), 0)
     palette.info["transparency"] = 0
     assert to_rgb(palette).getpixel((5, 5)) == (255, 255, 255)
+
+
+def write_png(depth: int, colour: int, row: bytes, clear: bytes) -> bytes:
+    """A PNG of one row of two pixels, written by hand: bits a channel, colour type, pixels, transparent colour."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">L", len(content)) + kind + content + struct.pack(">L", zlib.crc32(kind + content))
+
+    head = struct.pack(">LLBBBBB", 2, 1, depth, colour, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"tRNS", clear), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "clear", "left"),
+    [
+        (1, 0, b"\x40", b"\0\1", (0,) * 3),
+        (2, 0, b"\x60", b"\0\2", (85,) * 3),
+        (4, 0, b"\x59", b"\0\x09", (85,) * 3),
+        (8, 0, b"\x55\xaa", b"\0\xaa", (85,) * 3),
+        (16, 2, bytes(range(6)) + b"\x12\x34\x56\x78\x9a\xbc", b"\x12\x34\x56\x78\x9a\xbc", (0, 2, 4)),
+    ],
+)
+def test_the_transparent_colour_of_a_png_is_laid_over_white_at_any_depth(depth, colour, row, clear, left):
+    """Its right pixel is transparent."""
+    with Image.open(BytesIO(write_png(depth, colour, row, clear))) as picture:
+        shown = to_rgb(picture)
+    assert [shown.getpixel((column, 0)) for column in (0, 1)] == [left, (255,) * 3]
 
 
 def test_exif_orientation_is_applied():

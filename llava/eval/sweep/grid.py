@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import product
@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from llava.eval.run.answerer import right_letters
 from llava.eval.run.answers.jsonl import Rows, read_rows
-from llava.eval.run.answers.metadata import checkpoint_hash
+from llava.eval.run.answers.metadata import checkpoint_hash, hash_files
 from llava.eval.run.inputs.questions import Question
 from llava.eval.sweep.plots import Record
 from llava.model.loading.checkpoint import inspect, local_folder, require_tower
@@ -178,6 +178,19 @@ def read_own_settings(model_path: str) -> QLIPConfig:
 def to_settings(cell: Cell) -> dict[str, Any] | None:
     """Converts a cell to its form in the results."""
     return None if cell is None else cell.to_dict()
+
+
+def hash_prior(settings: Mapping[str, Any] | None) -> str | None:
+    """Hashes the file of the MLP prior that settings, as in the results, use; None without one, or if it has gone."""
+    if settings is None or settings.get("interpolation") != "mlp" or not Path(str(settings["mlp"])).is_file():
+        return None
+    return hash_files([Path(str(settings["mlp"]))])
+
+
+def is_current(record: Record) -> bool:
+    """Whether a finished cell's prior, if it has one, is still what it was; it may have gone."""
+    now = hash_prior(record["settings"])
+    return now is None or now == record.get("prior")
 
 
 def read_results(path: Path) -> tuple[list[Record], Rows]:

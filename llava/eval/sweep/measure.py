@@ -25,7 +25,17 @@ from llava.eval.run.answers.jsonl import append_row, replace
 from llava.eval.run.answers.lock import only_run
 from llava.eval.run.inputs.checks import check_answered, check_images, check_question_file
 from llava.eval.run.inputs.questions import Question, read_lines
-from llava.eval.sweep.grid import Cell, Task, make_cells, make_task, read_axes, read_results, to_settings
+from llava.eval.sweep.grid import (
+    Cell,
+    Task,
+    hash_prior,
+    is_current,
+    make_cells,
+    make_task,
+    read_axes,
+    read_results,
+    to_settings,
+)
 from llava.eval.sweep.plots import Record, describe, format_percent, table, write_figures
 from llava.images import ImageError, load_image
 from llava.model.vision.prepared_image import PreparedImage
@@ -68,7 +78,7 @@ def _measure(
     known, rows = read_results(results)
     if not rows.whole:
         replace(results, rows.content)
-    records = [record for record in known if record["task"] == asdict(task)]
+    records = [record for record in known if record["task"] == asdict(task) and is_current(record)]
     done = [record["settings"] for record in records]
     todo = [cell for cell in cells if to_settings(cell) not in done]
     print(f"qlip sweep: {len(cells)} cells, {len(cells) - len(todo)} of them already done", file=sys.stderr)
@@ -79,7 +89,9 @@ def _measure(
             skipped += 1
             print(f"{line}: skipped: {outcome}", file=sys.stderr)
             continue
-        record = {"task": asdict(task), "clip": cell is None, "settings": to_settings(cell), **outcome}
+        settings = to_settings(cell)
+        record = {"task": asdict(task), "clip": cell is None, "settings": settings, "prior": hash_prior(settings)}
+        record |= outcome
         append_row(results, record)
         records.append(record)
         seconds += outcome["seconds"]

@@ -89,11 +89,6 @@ def shortened(value: object) -> str:
     return words.repr(value)
 
 
-def escaped(text: str) -> str:
-    """Escapes what is not printable, such as a line feed: a text from outside can then forge no line of a log."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
-
-
 def _failure(error: BaseException) -> Failure:
     message = str(error)
     match error:

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 
 from llava.serve.http.auth import bearer_header
-from llava.serve.http.failures import escaped
 from llava.serve.workers.protocol import ErrorCode, WorkerStatus, parsed, split_frames
 from llava.tls import tls_context
+from qlip.command import escaped
 
 TIMEOUT = 5.0  # seconds for a controller's reply
 ANSWER_TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # a worker repeats its last frame more often than that

@@ -92,6 +92,12 @@ class Dispatcher:
             else:
                 self.registry.register(name, status, worker.check_heart_beat)
 
+    async def _refresh_worker(self, name: str) -> None:
+        """Asks a worker for its status again, and keeps what is known of one that sends none."""
+        worker, status = self.registry.workers().get(name), await self.client.status_of(name)
+        if worker is not None and status is not None and self.registry.workers().get(name) is worker:
+            self.registry.register(name, status, worker.check_heart_beat)
+
     async def choose(self, model: str, excluded: Collection[str] = (), finishes: bool = True) -> str | None:
         """Chooses the worker for a request; soon after the start, waits for one to register.
 
@@ -118,7 +124,8 @@ class Dispatcher:
     async def generate(self, body: bytes, hops: Sequence[str] = ()) -> Response:
         """Forwards a request to a worker, and its answer to the client.
 
-        A worker that cannot be reached, refuses or is stopped has not begun the answer, so the next one is tried. One
+        A worker that cannot be reached, refuses, is stopped or serves another model by now has not begun the answer, so
+        the next one is tried. One
         that disconnects later has begun it: its client reads an error, since the request may have crashed the worker.
 
         Args:
@@ -153,7 +160,9 @@ class Dispatcher:
             if reply.status_code == 200:
                 return protocol.FrameStream(self._frames(name, reply), partial(self._close, name, reply))
             refusal = await self._refusal(name, reply)
-            if reply.status_code not in REFUSED:
+            if reply.status_code == 404:  # another model has taken its place
+                await self._refresh_worker(name)
+            elif reply.status_code not in REFUSED:
                 break
         return refusal or self._no_worker(model)
 

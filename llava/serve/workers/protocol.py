@@ -18,9 +18,10 @@ from starlette.types import Receive, Scope, Send
 
 from llava.serve.engine.params import Sampling
 from llava.serve.http.addresses import host_of
-from llava.serve.http.failures import Failure, escaped, shortened
+from llava.serve.http.failures import Failure, shortened
 from llava.serve.http.limits import MAX_NAME
 from llava.serve.openai.fields import QLIPFields
+from qlip.command import escaped
 
 GREEDY_BELOW = 0.001  # a temperature up to this one is greedy
 MAX_NEW_TOKENS = 1024

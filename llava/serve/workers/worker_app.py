@@ -20,7 +20,7 @@ from llava.serve.engine.errors import GenerationError
 from llava.serve.http.auth import RequireKey, SameOrigin
 from llava.serve.http.bodies import BodyLimit, take_body
 from llava.serve.http.disconnects import reply_unless_gone
-from llava.serve.http.failures import explain, explain_routing
+from llava.serve.http.failures import RequestError, explain, explain_routing, shortened
 from llava.serve.http.guards import MemoryGuard
 from llava.serve.http.limits import RequestLimits
 from llava.serve.http.metrics import Metrics
@@ -68,6 +68,7 @@ class ModelWorker:
         try:
             request: protocol.GenerateRequest = protocol.parsed(protocol.GenerateRequest, body)
             del body  # the parsed request holds the images once more
+            self._check_model(request.model)
             self.limits.check(len(request.images or ()), len(request.prompt))
             answer = await self._submit(request)
         except Exception as error:  # the client gets a frame for any error, which is all that it can read
@@ -76,6 +77,15 @@ class ModelWorker:
             return protocol.error_reply(failure)
         reply = WorkerReply(request.prompt, answer, metrics)
         return protocol.FrameStream(reply.frames(self.stream_interval, self.silence), reply.finish)
+
+    def _check_model(self, name: str) -> None:
+        """Raises RequestError if a request names a model, and it is not this worker's, as after a restart with another.
+
+        LLaVA's clients name it in every request; one without a name is answered.
+        """
+        if name and name not in self.model_names:
+            served = ", ".join(self.model_names)
+            raise RequestError(404, "model_not_found", f"no model {shortened(name)} here; this worker has {served}")
 
     async def _submit(self, request: protocol.GenerateRequest) -> AnswerStream:
         sampling, options = request.sampling(), qlip_of(request.qlip)

@@ -134,6 +134,13 @@ def test_files_and_folders_get_a_line_each_and_a_contact_sheet(folder, capsys):
         assert Image.open("sheet.leaves.png").size == (2 * (320 + GAP) + GAP, 320 + CAPTION + 2 * GAP)
 
 
+def test_a_name_with_a_line_break_keeps_its_line_and_the_sheet(folder, capsys):
+    (folder / "flat.png").rename(folder / "fl\nat.png")
+    lines = show(capsys, folder, "--native-size", 112)
+    assert any(line.endswith(f"{folder}/fl\\nat.png") for line in lines)
+    assert lines[-1] == "overlay  sheet.leaves.png"
+
+
 def test_a_note_about_several_images_is_true_of_all(folder, capsys):
     lines = show(capsys, folder, "--alpha", 0, "--max-tokens", 80, "--seed", 1, "--image-size", 112)
     notes = [line for line in lines if line.startswith("note")]

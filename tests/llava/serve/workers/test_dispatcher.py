@@ -85,6 +85,21 @@ def test_a_refusal_of_the_request_itself_is_final(status: int) -> None:
     assert len(setup.asked) == 1
 
 
+def test_a_worker_that_serves_another_model_by_now_is_known_by_it_and_the_next_one_asked() -> None:
+    """As one that was started anew at its address with another model."""
+    wrong = httpx.Response(404, content=b'{"text": "no model \'m\' here", "error_code": 1}\0')
+
+    def replaced(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={**STATUS, "model_names": ["n"]}) if "status" in request.url.path else wrong
+
+    setup = Setup({A: replaced, B: generating(frame("Hi you"))}).known(A, B)
+    assert frames(ask(setup)) == [{"text": "Hi you", "error_code": 0}]
+    assert setup.registry.models() == ["m", "n"]
+    assert setup.registry.workers()[A].status.model_names == ["n"]
+    alone = Setup({A: replaced}).known(A)
+    assert (ask(alone).status_code, alone.registry.models()) == (404, ["n"])
+
+
 @pytest.mark.parametrize("status", [200, 204, 302, 401, 403, 404, 500])
 @pytest.mark.parametrize("content", [b"", b"<html>secret /path</html>", b'{"detail": "secret"}', b" " * 100_000])
 def test_what_is_no_answer_is_not_passed_on(status: int, content: bytes) -> None:
@@ -96,7 +111,7 @@ def test_what_is_no_answer_is_not_passed_on(status: int, content: bytes) -> None
     assert (reply.status_code, event["error_code"]) == (head, 1)
     assert event["error"]["code"] == ("worker_refused" if status in (401, 403) else "worker_failed")
     assert "secret" not in reply.text
-    assert len(setup.asked) == 1
+    assert [each.url.path for each in setup.asked].count("/worker_generate_stream") == 1
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava.serve.http.failures import escaped
 from llava.serve.workers.calls import describe_error
+from qlip.command import escaped
 from tests.llava.serve.workers.controllers import STATUS, A, Setup, ask, registration
 
 FORGED = ["m\n2026-01-01 | INFO | dropped everything", "m\r", "\x1b[2J", "m\x00", "m\u2028", "m\u202e", "\x7f"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextvars import ContextVar
 from typing import Any
 
@@ -48,6 +49,15 @@ def test_several_pictures_and_none(engine: ChatEngine, url: str) -> None:
 def test_a_request_without_the_optional_fields_is_answered(engine: ChatEngine, url: str) -> None:
     (*_, last) = upstream.raw_chunks(url, {"model": NAME, "prompt": prompt_for(engine, images=0)})
     assert last["error_code"] == 0
+
+
+def test_a_model_that_the_worker_does_not_have_is_not_answered_by_another(engine: ChatEngine, url: str) -> None:
+    reply = httpx.post(f"{url}/worker_generate_stream", json=request(engine, model="other"))
+    (frame,) = (json.loads(part) for part in reply.content.split(b"\0") if part)
+    assert (reply.status_code, frame["error_code"], frame["error"]["code"]) == (404, 1, "model_not_found")
+    assert frame["text"] == f"no model 'other' here; this worker has {NAME}"
+    (*_, last) = upstream.chat(url, request(engine, model=""))
+    assert last == engine.ask(QUESTION, [picture()])
 
 
 @pytest.mark.parametrize("stop", [" and", ["nothing", " and"], None, ""])
