@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import unpad_image as unpad_image  # LLaVA's clients look for it here
 from llava.model.config import MultimodalConfig
+from llava.model.embedded_prompts import EmbeddedPromptsMixin, check_columns
 from llava.model.generation_settings import savable_generation
 from llava.model.guidance import add_negative_prompt
 from llava.model.multimodal_encoder.base import VisionTower
@@ -41,6 +42,7 @@ from llava.model.vision.mixin import ImageEncodingMixin, Images, ImageSizes
 from llava.model.vision.question_budget import refine_pixels
 from llava.model.vision_setup import initialize_vision_modules, initialize_vision_tokenizer
 from qlip.decoder_masks import decoder_mask
+from qlip.integrations.continuation import follow, note_continuation, padding_mask
 from qlip.integrations.mixins import ImagePositionsMixin, refuse_options
 
 TOWER_NAMES = {r"vision_tower\.vision_tower\.vision_model\.": "vision_tower.vision_tower."}
@@ -79,7 +81,7 @@ class LlavaMetaModel(nn.Module):
         initialize_vision_modules(self, model_args, fsdp)
 
 
-class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMixin):
+class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositionsMixin, GenerationMixin):
     """Adds images to the forward pass and generation of a causal language model whose trunk has a `LlavaMetaModel`."""
 
     weight_names: ClassVar[dict[str, str]] = TOWER_NAMES
@@ -152,29 +154,6 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
         own: Any = None if sizes is None else [sizes[i] for i in which]
         return dict(zip(which, self.encode_tokens(chosen, own), strict=True))
 
-    def prepare_inputs_labels_for_multimodal(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        past_key_values: Cache | None,
-        labels: Tensor | None,
-        images: Images | None,
-        image_sizes: ImageSizes = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Cache | None, Tensor | None, Tensor | None]:
-        """Calls `splice_images` under LLaVA's name and order; with images, `position_ids` is not read.
-
-        Returns:
-            (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels); without images what was given,
-            and None as inputs_embeds.
-        """
-        if images is None:
-            return input_ids, position_ids, attention_mask, past_key_values, None, labels
-        side = self.config.tokenizer_padding_side
-        batch = self.splice_images(input_ids, attention_mask, labels, images, side, image_sizes=image_sizes)
-        new_labels = None if labels is None else batch.labels
-        return None, batch.placed.positions, batch.attention_mask, past_key_values, batch.inputs_embeds, new_labels
-
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -194,6 +173,8 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
     ) -> CausalLMOutputWithPast:
         """Runs the language model; with `input_ids` and `images` the images are spliced in first.
 
+        Text may follow from the cache that it returns, with `attention_mask` over all keys where there is padding.
+
         Args:
             images: one per <image> in `input_ids`, in order over the whole batch: a tensor (N, C, H, W), a sequence of
                 (C, H, W) or of tiles (1 + T, C, H, W), or the output of `encode_tokens`. Logits then count the images'
@@ -201,7 +182,7 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
                 ignored: see `share_images`.
             image_sizes: (width, height) of each image before it was prepared; needed where tiles are joined (anyres).
             key_bias: float (B, K), added to the attention logits of the first K keys in every layer and head.
-            next_positions: int64 (B,), where generation continues after the prompt; not read here.
+            next_positions: int64 (B,), where generation continues after the prompt; used by `generate` only.
             logits_to_keep: compute logits of this many last tokens only, 0 for all. `generate` asks for 1 where it
                 finds this parameter, else a prompt's logits over the whole vocabulary would take gigabytes.
             packs: int64 (B,), for training: prompts of equal numbers share a row of the logits, each with its own
@@ -215,6 +196,7 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
             batch = self.splice_images(input_ids, attention_mask, labels, images, side, packs, image_sizes)
             input_ids, inputs_embeds, key_bias = None, batch.inputs_embeds, bias_keys(batch, self.config)
             attention_mask, position_ids = batch.attention_mask, batch.placed.positions
+            next_positions = batch.placed.end if batch.prompts is None else None
             labels = None if labels is None else batch.labels
             if batch.prompts is not None:
                 attention_mask, borders = attend_within_prompts(batch.prompts, self.config, self.dtype)
@@ -223,8 +205,11 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
             inputs_embeds, input_ids = embed_text(self, input_ids, alone=True), None
         if (new := inputs_embeds if inputs_embeds is not None else input_ids) is None:
             raise ValueError("neither input_ids nor inputs_embeds were given")
+        if position_ids is None or not torch.compiler.is_compiling():
+            known = padding_mask(attention_mask)
+            position_ids, key_bias = follow(past_key_values, new, position_ids, key_bias, known)
         attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self)
-        return super().forward(
+        output = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -235,6 +220,10 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
+        if next_positions is not None and position_ids is not None and not self.training:
+            cache = getattr(output, "past_key_values", None) if past_key_values is None else past_key_values
+            note_continuation(cache, position_ids.expand(len(new), -1), key_bias, next_positions)
+        return output
 
     @torch.no_grad()
     def generate(
@@ -270,6 +259,7 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
         refuse_options(self, kwargs)
         if prompt is None or position_ids is not None or "inputs_embeds" in kwargs:
             raise ValueError("generate takes input_ids and images; inputs_embeds and position_ids are made from them")
+        check_columns(attention_mask, kwargs.get("past_key_values"))
         images = refine_pixels(self, prompt, attention_mask, images)
         batch = self.splice_images(prompt, attention_mask, None, images, "left", image_sizes=image_sizes)
         return super().generate(
