@@ -79,6 +79,6 @@ def check_columns(attention_mask: Tensor | None, cache: Any) -> None:
     if (begun & ~real).any() or not torch.any(begun[:, 0]):
         raise ValueError(
             "past_key_values were given with an attention_mask that hides tokens behind the first of a row, or the"
-            " first of all rows; generate pads prompts anew on their left, where the cache would no longer match."
+            " first of all rows; generate pads prompts again, on their left, where the cache would no longer match."
             " Continue each row apart, or leave past_key_values out"
         )

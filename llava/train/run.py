@@ -212,9 +212,9 @@ def check_resumed_adapter(folder: Path, model: Any) -> None:
 
 
 def check_resumed_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Checks that a checkpoint's steps stand for the samples that this run's would, see `LLaVATrainer.plan`.
+    """Checks that a checkpoint's steps took the samples that this run's would, see `LLaVATrainer.plan`.
 
-    transformers counts steps alone: where they stand for others, samples are left out or trained on once more.
+    transformers counts steps alone: where they took others, samples are left out or trained on once more.
 
     Raises:
         ValueError: they do not.

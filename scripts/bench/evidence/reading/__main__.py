@@ -114,8 +114,9 @@ def read_signs(engine: ChatEngine, name: str, split: str, scenes: int) -> dict[s
     for index, (picture, asked) in enumerate(zip(questions.pictures, questions.questions, strict=True)):
         (item,) = (item for item in asked if item.category == "sign")
         _, made = draw_scene(name, split, index)
-        assert made.sign is not None, f"{name} has a sign in every scene"
-        cut = [prepare(engine, picture, made.sign, tree) for tree in TREES.values()]
+        if made.sign is None:
+            raise ValueError(f"scene {index} of {name} has no sign")
+        cut = prepare(engine, picture, made.sign)
         tokens = engine.vision.encode([prepared for prepared, _ in cut])
         said = answerer.answer(tokens, [(number, item.text) for number in range(len(tokens))])
         for tree, (prepared, seen), text in zip(TREES, cut, said, strict=True):
@@ -123,19 +124,22 @@ def read_signs(engine: ChatEngine, name: str, split: str, scenes: int) -> dict[s
     return found
 
 
-def prepare(engine: ChatEngine, picture: Image.Image, sign: Sign, tree: Tree) -> tuple[PreparedImage, float]:
-    """Cuts a picture; also finds the share of the sign's text that is at full size."""
+def prepare(engine: ChatEngine, picture: Image.Image, sign: Sign) -> list[tuple[PreparedImage, float]]:
+    """Cuts a picture by each of `TREES`; also finds the share of the sign's text that is at full size."""
     from llava.model.vision.prepared_image import prepare_cut
     from scripts.bench.evidence.reading.cuts import share_at_full_size, split_area, text_area
 
     tower = engine.model.get_vision_tower()
-    cutter, settings = tower.image_processor.cutter, replace(tower.settings, **tree.settings)
-    cut = cutter.make_preparer(picture)
-    leaves = cut(settings).leaves
-    area = text_area(sign, (picture.height, picture.width), leaves.grid)
-    if tree.splits_text:
-        leaves = split_area(leaves, area)
-    return prepare_cut(partial(cut, leaves=leaves), cutter, settings), share_at_full_size(leaves, area)
+    cutter = tower.image_processor.cutter
+    cut, prepared = cutter.make_preparer(picture), []
+    for tree in TREES.values():
+        settings = replace(tower.settings, **tree.settings)
+        first = cut(settings)
+        area = text_area(sign, (picture.height, picture.width), first.leaves.grid)
+        leaves = split_area(first.leaves, area) if tree.splits_text else first.leaves
+        one = prepare_cut(partial(cut, leaves=leaves), cutter, settings)
+        prepared.append((one, share_at_full_size(leaves, area)))
+    return prepared
 
 
 def rows(name: str, found: Mapping[str, Sequence[Reading]]) -> list[str]:
