@@ -39,8 +39,9 @@ from llava.image_geometry import read_pinpoints
 from llava.model.builder import load_pretrained_model
 from llava.model.config import TEXT_CONFIGS, LlavaMptConfig, MultimodalConfig, with_old_names
 from llava.model.loading.chat_template import default_template
-from llava.model.loading.checkpoint import Checkpoint, inspect, local_folder
+from llava.model.loading.checkpoint import Checkpoint, inspect
 from llava.model.loading.files import weight_shapes
+from llava.model.loading.folder import local_folder
 from llava.model.loading.quantization import stored_quantization
 from llava.model.loading.tokenizer import load_tokenizer
 from llava.model.loading.transformers_format import KEPT_FIELDS, TRANSFORMERS_NAMES

@@ -23,7 +23,8 @@ def extract(args: argparse.Namespace) -> None:
     import torch
 
     from llava.model.deltas import read_weights
-    from llava.model.loading.checkpoint import inspect, local_folder
+    from llava.model.loading.checkpoint import inspect
+    from llava.model.loading.folder import local_folder
     from llava.model.loading.weights import read_extra_weights
     from llava.model.vision_setup import NEWLINE
 

@@ -22,7 +22,8 @@ def merge_lora(args: argparse.Namespace) -> None:
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
     from llava.model.deltas import check_empty
-    from llava.model.loading.checkpoint import inspect, local_folder
+    from llava.model.loading.checkpoint import inspect
+    from llava.model.loading.folder import local_folder
 
     check_empty(args.save_model_path)
     if inspect(local_folder(args.model_path)).kind == "full":

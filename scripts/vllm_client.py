@@ -118,8 +118,8 @@ def load_attached(model_path: str, dtype: Any = "auto", **settings: Any) -> tupl
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     import qlip
-    from llava.model.loading.checkpoint import local_folder
     from llava.model.loading.files import read_json
+    from llava.model.loading.folder import local_folder
     from llava.model.loading.strict import read_pretrained
 
     folder = local_folder(model_path)

@@ -17,7 +17,7 @@ def apply_delta(base_model_path: str, target_model_path: str | Path, delta_path:
         ValueError: the delta has another base, or the folder is not empty.
     """
     from llava.model.deltas import add_base, check_empty, write_checkpoint
-    from llava.model.loading.checkpoint import local_folder
+    from llava.model.loading.folder import local_folder
 
     check_empty(Path(target_model_path))
     delta = local_folder(delta_path)

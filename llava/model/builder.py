@@ -18,7 +18,8 @@ from llava.model.config import ImageLanguageConfig
 from llava.model.language_model.common import ImageLanguageModel
 from llava.model.loading.adapters import merge_adapter, read_adapter
 from llava.model.loading.base import find_base
-from llava.model.loading.checkpoint import Checkpoint, inspect, local_folder, require_tower
+from llava.model.loading.checkpoint import Checkpoint, inspect, require_tower
+from llava.model.loading.folder import local_folder
 from llava.model.loading.options import choose_options
 from llava.model.loading.quantization import base_quantization, check_four_bit, stored_quantization
 from llava.model.loading.tokenizer import load_tokenizer

@@ -22,7 +22,7 @@ def consolidate_ckpt(src_path: str, dst_path: str | Path) -> None:
             empty.
     """
     from llava.model.deltas import check_empty, read_weights, write_checkpoint
-    from llava.model.loading.checkpoint import local_folder
+    from llava.model.loading.folder import local_folder
     from llava.model.loading.quantization import stored_quantization
     from llava.model.utils import auto_upgrade
 

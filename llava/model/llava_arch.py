@@ -20,6 +20,7 @@ from llava.model.config import MultimodalConfig
 from llava.model.embedded_prompts import EmbeddedPromptsMixin, check_columns
 from llava.model.generation_settings import savable_generation
 from llava.model.guidance import add_negative_prompt
+from llava.model.loading.tower_inside import complete_arguments
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
@@ -274,8 +275,9 @@ class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositi
     @classmethod
     def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:
         """Loads as transformers does, from LLaVA's parameter names too. Most callers want `load_pretrained_model`."""
+        path = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         names = cls.weight_names if key_mapping is None else key_mapping
-        return super().from_pretrained(*args, key_mapping=names, **kwargs)
+        return super().from_pretrained(*args, key_mapping=names, **complete_arguments(cls, path, kwargs))
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Writes a checkpoint with LLaVA's parameter names, the tower and its image processor included."""

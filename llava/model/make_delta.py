@@ -19,8 +19,8 @@ def make_delta(
         ValueError: the target has another base, or is in transformers' format, or the folder is not empty.
     """
     from llava.model.deltas import add_base, check_empty, write_checkpoint
-    from llava.model.loading.checkpoint import local_folder
     from llava.model.loading.files import read_json
+    from llava.model.loading.folder import local_folder
     from llava.model.utils import auto_upgrade
 
     check_empty(Path(delta_path))

@@ -121,7 +121,8 @@ def load_engine(
     """
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
-    from llava.model.loading.checkpoint import inspect, local_folder, require_tower
+    from llava.model.loading.checkpoint import inspect, require_tower
+    from llava.model.loading.folder import local_folder
     from llava.model.multimodal_encoder.builder import takes_quadtree
     from llava.model.multimodal_encoder.qlip_encoder import ALIBI_SETTINGS
     from llava.serve.engine import ChatEngine

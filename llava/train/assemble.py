@@ -15,7 +15,8 @@ from llava.model.builder import finish_tower
 from llava.model.config import ImageLanguageConfig
 from llava.model.language_model.common import ImageLanguageModel
 from llava.model.loading.chat_template import default_template
-from llava.model.loading.checkpoint import Checkpoint, inspect, local_folder
+from llava.model.loading.checkpoint import Checkpoint, inspect
+from llava.model.loading.folder import local_folder
 from llava.model.loading.quantization import quantization
 from llava.model.loading.tokenizer import load_tokenizer
 from llava.model.loading.weights import check_complete, grow_vocabulary, load_weights

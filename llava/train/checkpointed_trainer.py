@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
+from llava.model.loading.folder import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.saving import (
     STAGING,
     TOTALS_FILE,

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from llava import conversation
 from llava.conversation import Conversation
-from llava.model.loading.checkpoint import LORA_FILE, NON_LORA_FILE, PROJECTOR_FILE
+from llava.model.loading.checkpoint import LORA_FILE
 from llava.model.loading.files import read_json, tensor_shapes
+from llava.model.loading.folder import NON_LORA_FILE, PROJECTOR_FILE
 from llava.model.vision.preparer import Preparer
 from llava.train.arguments import ParsedArguments, parse_arguments
 from llava.train.assemble import assemble

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
 from llava.model.loading.files import load_tensors, state_dtype
+from llava.model.loading.folder import NON_LORA_FILE, PROJECTOR_FILE
 from llava.model.loading.weights import llava_name
 from llava.train.lora import simplify_adapter_config
 from qlip.files import replacing

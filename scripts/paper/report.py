@@ -62,7 +62,7 @@ def measure(script: str, run: Run, model_path: str, args: argparse.Namespace) ->
     Raises:
         NotMeasured: there are no weights or no data, only a part was asked, or the script failed.
     """
-    from llava.model.loading.checkpoint import local_folder
+    from llava.model.loading.folder import local_folder
 
     try:
         checkpoint = local_folder(model_path, local_files_only=not args.download)

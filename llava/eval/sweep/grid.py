@@ -15,7 +15,8 @@ from llava.eval.run.answers.jsonl import Rows, read_rows
 from llava.eval.run.answers.metadata import checkpoint_hash, hash_files
 from llava.eval.run.inputs.questions import Question
 from llava.eval.sweep.plots import Record
-from llava.model.loading.checkpoint import inspect, local_folder, require_tower
+from llava.model.loading.checkpoint import inspect, require_tower
+from llava.model.loading.folder import local_folder
 from llava.model.multimodal_encoder.builder import override_flag
 from llava.model.multimodal_encoder.qlip_encoder import read_settings
 from llava.serve.loading import QLIP_FLAGS

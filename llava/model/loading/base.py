@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import names_folder
-from llava.model.loading.checkpoint import Checkpoint, find_kind, local_folder
+from llava.model.loading.checkpoint import Checkpoint, find_kind
+from llava.model.loading.folder import local_folder
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.llava_arch import TOWER_NAMES
-from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE, Checkpoint
+from llava.model.loading.checkpoint import Checkpoint
 from llava.model.loading.files import check_weights, load_tensors
+from llava.model.loading.folder import NON_LORA_FILE, PROJECTOR_FILE
 from llava.model.loading.strict import read_pretrained
 from llava.model.loading.transformers_format import TOWER_PREFIX
 from llava.model.sharding import whole_parameters

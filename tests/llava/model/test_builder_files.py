@@ -13,7 +13,7 @@ from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 
 from llava.model.builder import load_pretrained_model
-from llava.model.loading import checkpoint
+from llava.model.loading import folder as folders
 from tests.llava.checkpoints import (
     llava_state,
     logits,
@@ -252,7 +252,7 @@ def test_a_hub_id_that_cannot_be_downloaded_is_named(tmp_path, monkeypatch, offl
 
 @pytest.mark.parametrize("path", ["no/such/model", "/nope", "./nope", "~nobody/model"])
 def test_a_path_without_a_folder_is_not_blamed_on_the_hub(path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(folders, "snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
     with pytest.raises(FileNotFoundError, match=f"there is no checkpoint folder '{path}'"):
         load_pretrained_model(path, device="cpu")
 
@@ -276,7 +276,7 @@ def test_what_the_hub_refuses_is_said_in_one_line(monkeypatch, refusal, message)
     def refuse(*args, **options):
         raise refusal("404", response=httpx.Response(404, request=httpx.Request("GET", "https://hub.test")))
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", refuse)
+    monkeypatch.setattr(folders, "snapshot_download", refuse)
     with pytest.raises(OSError, match=message):
         load_pretrained_model("some/model", device="cpu", revision="v9")
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
+from llava.model import LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.pretrained import OPENAI_CLIP, drops_last_layer, infer_vision_config
 from tests.llava.checkpoints import (
@@ -19,8 +27,12 @@ from tests.llava.checkpoints import (
     VISION,
     llava_state,
     logits,
+    make_llava_checkpoint,
     oracle_logits,
+    transformers_model,
     write_config,
+    write_tokenizer,
+    write_tower,
 )
 from tests.weights import randomise
 
@@ -59,6 +71,52 @@ def test_without_the_published_configuration_nothing_is_guessed(oracle, tmp_path
     write_config(tmp_path / "llava", mm_vision_tower=NAME, mm_vision_config=OTHER)
     model = load_pretrained_model(tmp_path / "llava", device="cpu")[1]
     torch.testing.assert_close(logits(model), oracle_logits(oracle), atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Path:
+    """A checkpoint with a tower of its own, whose configuration names a tower with other weights."""
+    other = write_tower(tmp_path / "openai-clip-vit-large-patch14-336", transformers_model(seed=9))
+    return make_llava_checkpoint(tmp_path / "tuned", model_type="llava_llama", mm_vision_tower=str(other))
+
+
+def by_subfolder(folder: Path) -> Any:
+    return LlavaLlamaForCausalLM.from_pretrained(folder.parent, subfolder=folder.name)
+
+
+def with_configuration(folder: Path) -> Any:
+    return LlavaLlamaForCausalLM.from_pretrained(folder, config=folder / "config.json")
+
+
+WAYS = [
+    LlavaLlamaForCausalLM.from_pretrained,
+    AutoModelForCausalLM.from_pretrained,
+    by_subfolder,
+    with_configuration,
+]
+
+
+@pytest.mark.parametrize("load", WAYS, ids=["class", "auto", "subfolder", "config"])
+def test_every_way_to_load_takes_the_checkpoints_own_tower(load, tuned, tmp_path):
+    model = load(tuned)
+    model.get_vision_tower().load_model()  # as LLaVA's callers do
+    expected = oracle_logits(transformers_model())
+    torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
+    model.save_pretrained(tmp_path / "again")
+    write_tokenizer(tmp_path / "again")
+    again = load_pretrained_model(tmp_path / "again", device="cpu")[1]
+    torch.testing.assert_close(logits(again), expected, atol=1e-4, rtol=0)
+
+
+def test_a_tower_that_is_elsewhere_is_loaded_from_there(tmp_path):
+    elsewhere = write_tower(tmp_path / "clip", transformers_model())
+    weights = {name: tensor for name, tensor in llava_state(transformers_model()).items() if "vision_tower" not in name}
+    write_config(tmp_path / "llava", model_type="llava_llama", mm_vision_tower=str(elsewhere))
+    save_file(weights, tmp_path / "llava" / "model.safetensors", {"format": "pt"})
+    model = LlavaLlamaForCausalLM.from_pretrained(tmp_path / "llava")
+    assert not model.get_vision_tower().is_loaded
+    model.get_vision_tower().load_model()
+    torch.testing.assert_close(logits(model), oracle_logits(transformers_model()), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from llava.model.loading.checkpoint import inspect, local_folder
+from llava.model.loading.checkpoint import inspect
+from llava.model.loading.folder import local_folder
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
