@@ -22,6 +22,7 @@ __all__ = [
     "OneLineParser",
     "add_length_flag",
     "check_new_folder",
+    "require_parent",
     "check_outputs",
     "exit_on_interrupt",
     "format_error",
@@ -113,6 +114,12 @@ def check_outputs(args: argparse.Namespace, *outputs: str) -> None:
                 if written and isinstance(read, Path) and _same_file(Path(written), read):
                     flags = [f"--{flag.replace('_', '-')}" for flag in (output, name)]
                     raise ValueError(f"{flags[0]} {written} is the file of {flags[1]}; name another file to write")
+
+
+def require_parent(out: Path) -> None:
+    """Raises FileNotFoundError unless the folder exists in which a file will be written, before any work is done."""
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{out} can't be written: there is no folder {out.parent}")
 
 
 def check_new_folder(out: Path) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava.model.loading.tokenizer import load_tokenizer
 from llava.train.curve import draw_losses
 from llava.train.train import train as llava_train
 from playground.corpus import PIECES, Corpus, sentences
@@ -40,7 +39,7 @@ from playground.schedules import (
     TrainingConfig,
     scale,
 )
-from playground.trainer import LOGS, VOCABULARY, check_stages, run_in_order, training_device
+from playground.trainer import LOGS, VOCABULARY, check_stages, open_vocabulary, run_in_order, training_device
 from playground.vocabulary import train_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -197,10 +196,7 @@ def pretrain_parts(config: TrainingConfig, needed_by: str | None = None) -> tupl
     Raises:
         ValueError: one of them is not done.
     """
-    vocabulary = config.out / VOCABULARY
-    if not (vocabulary / "tokenizer_config.json").exists():
-        train_vocabulary(vocabulary, sentences(), PIECES)
-    tokenizer = load_tokenizer(vocabulary)
+    tokenizer = open_vocabulary(config.out, "llava", lambda folder: train_vocabulary(folder, sentences(), PIECES))
     pictures = None
     if "vision" in config.stages:
         pictures = PictureCache(config.out / "pictures", TRAINING, config.seed + 1, config.scenes)

@@ -28,12 +28,16 @@ from playground.placement import choose_size, place_objects
 from playground.presets import NAMED_PRESETS, PRESETS, SceneSpec
 from playground.questions import Question, scene_questions
 from playground.signs import LEAST_READABLE, choose_text, draw_plate
+from qlip.files import replacing
 
 CELL = 14
 """Side in pixels of the cells that `cell_labels` describes: the demo tower's patch size."""
 
 SIGN_LABEL = 1 + len(COLOURS) * len(SHAPES)
 """What `cell_labels` calls a sign."""
+QUESTION_FIELDS = ("question_id", "image", "text", "category")
+ANSWER_FIELDS = ("question_id", "text")
+"""Fields of the lines that `write_scenes` writes, in their order."""
 UNREADABLE = (2, 4)
 """Least and greatest height in pixels of capitals that are too low to be read."""
 
@@ -163,17 +167,45 @@ def label_of(item: SceneObject) -> int:
 
 
 def write_scenes(folder: Path, spec: SceneSpec, seed: int, count: int) -> None:
-    """Writes `images/*.png`, `questions.jsonl` and `answers.jsonl`, LLaVA's evaluation formats, into `folder`."""
+    """Writes `images/*.png`, `questions.jsonl` and `answers.jsonl`, LLaVA's evaluation formats, into `folder`.
+
+    An interruption leaves the questions and answers of an earlier run as they were.
+
+    Raises:
+        ValueError: one of the files there is not of this function.
+    """
+    for name, fields in (("questions.jsonl", QUESTION_FIELDS), ("answers.jsonl", ANSWER_FIELDS)):
+        check_own_file(folder / name, fields)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     with (
-        (folder / "questions.jsonl").open("w", encoding="utf-8") as questions,
-        (folder / "answers.jsonl").open("w", encoding="utf-8") as answers,
+        replacing(folder / "questions.jsonl") as new_questions,
+        replacing(folder / "answers.jsonl") as new_answers,
+        new_questions.open("w", encoding="utf-8") as questions,
+        new_answers.open("w", encoding="utf-8") as answers,
         ProcessPoolExecutor(os.cpu_count()) as pool,
     ):
         rows = pool.map(partial(_write_scene, folder, spec, seed), range(count), chunksize=16)
         for number, (asked, answered) in enumerate(_flatten(rows)):
             questions.write(json.dumps({"question_id": number} | asked) + "\n")
             answers.write(json.dumps({"question_id": number, "text": answered}) + "\n")
+
+
+def check_own_file(file: Path, fields: tuple[str, ...]) -> None:
+    """Checks that a file that will be replaced is absent, empty, or JSON lines of these fields alone.
+
+    Raises:
+        ValueError: it is somebody's own, for example a model's answers.
+    """
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8") as lines:
+        first = lines.readline()
+    try:
+        is_own = not first.strip() or tuple(json.loads(first)) == fields
+    except (TypeError, ValueError):
+        is_own = False
+    if not is_own:
+        raise ValueError(f"{file} was not written by this command, which would replace it; give another --out")
 
 
 def _write_scene(folder: Path, spec: SceneSpec, seed: int, index: int) -> list[tuple[dict[str, str], str]]:

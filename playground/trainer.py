@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,11 @@ class Trainer:
         self.step = 0
         self.history: list[dict[str, float]] = []
 
+    @property
+    def run_values(self) -> dict[str, int]:
+        """What the stage's batches and rates follow from; progress with other values can't be continued."""
+        return {"seed": self.config.seed, "scenes": self.config.scenes, "steps": self.schedule.steps}
+
     def run(self) -> None:
         """Trains to the last step, from kept progress if there is any."""
         self.load()
@@ -71,9 +77,14 @@ class Trainer:
         return {"loss": loss.detach()} | report
 
     def load(self) -> None:
-        """Loads saved progress, if there is any."""
+        """Loads saved progress, if there is any.
+
+        Raises:
+            ValueError: it is of a run with other values.
+        """
         if self.file.exists():
             kept = torch.load(self.file, map_location="cpu", weights_only=True)
+            check_same_run(self.file, kept.get("run", {}), self.run_values)
             self.stage.load_state_dict(kept["weights"])
             self.optimizer.load_state_dict(kept["optimizer"])
             self.step = kept["step"]
@@ -87,6 +98,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "history": self.history,
+            "run": self.run_values,
         }
         with replacing(self.file) as new:
             torch.save(content, new)
@@ -151,10 +163,7 @@ def run_stages(
         ValueError: one of them is not done.
     """
     device = training_device()
-    vocabulary = config.out / VOCABULARY
-    if not (vocabulary / "tokenizer_config.json").exists():
-        train_vocabulary(vocabulary)
-    tokenizer = load_tokenizer(vocabulary)
+    tokenizer = open_vocabulary(config.out, "joint", train_vocabulary)
     scenes = SceneCache(config.out / "scenes", PRESETS["base"], config.seed + 1, config.scenes)
     around = Surroundings(scenes, Packer(tokenizer), config.seed, SCHEDULES["joint"].batch, device)
 
@@ -168,6 +177,42 @@ def run_stages(
     schedules = scale(SCHEDULES, config.steps_scale)
     run_in_order(config, {name: stages[name] for name in names}, schedules, needed_by)
     return tokenizer, model
+
+
+def open_vocabulary(out: Path, recipe: str, train: Callable[[Path], None]) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a run, trained first where there is none.
+
+    Args:
+        out: folder of the run.
+        recipe: the run's; each has a vocabulary of its own.
+        train: writes the tokenizer into a folder.
+
+    Raises:
+        ValueError: the folder holds the vocabulary of another recipe.
+    """
+    folder = out / VOCABULARY
+    note = folder / "recipe.txt"
+    if not (folder / "tokenizer_config.json").exists():
+        train(folder)
+        note.write_text(recipe + "\n", encoding="utf-8")
+    found = note.read_text(encoding="utf-8").strip() if note.exists() else recipe
+    if found != recipe:
+        raise ValueError(f"{folder} is of the recipe {found!r}, this run's is {recipe!r}; give another --out")
+    return load_tokenizer(folder)
+
+
+def check_same_run(file: Path, kept: Mapping[str, int], own: Mapping[str, int]) -> None:
+    """Checks that progress is that of a run with the same values, as far as its file states them.
+
+    Raises:
+        ValueError: a value differs.
+    """
+    for name, value in own.items():
+        if kept.get(name, value) != value:
+            raise ValueError(
+                f"{file} holds progress with {name} {kept[name]}, this run has {value}; repeat its flags, or give"
+                " another --out"
+            )
 
 
 def training_device() -> torch.device:

@@ -91,7 +91,8 @@ def run_command(
     os.environ.setdefault("TQDM_DELAY", BAR_DELAY)
     try:
         code = work() or 0
-        sys.stdout.flush()  # a pipe that nobody reads any more shows here, not as Python ends
+        if sys.stdout is not None:  # it is None where a service started Python without one
+            sys.stdout.flush()  # a pipe that nobody reads any more shows here, not as Python ends
         return code
     except KeyboardInterrupt:
         if interrupted is not None:

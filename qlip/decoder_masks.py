@@ -21,6 +21,11 @@ ALIBI_MODELS = ("mpt", "llava_mpt")
 """Language models whose attention (ALiBi) counts tokens, and makes True, that is hidden, of any number in a mask."""
 
 
+def counts_tokens(config: Any) -> bool:
+    """Whether a language model's attention (ALiBi) counts tokens, so that it takes no positions; Falcon's may."""
+    return config.model_type in ALIBI_MODELS or getattr(config, "alibi", False) is True
+
+
 def layer_windows(config: Any) -> dict[str, int | None]:
     """Finds how many keys, itself included, a token attends to in each kind of a decoder's layers; None for all.
 
@@ -104,9 +109,11 @@ def decoder_mask(
     """
     queries = new.shape[1]
     fractional = position_ids is not None and position_ids.is_floating_point()
-    if (bias is not None or fractional) and (kind := model.config.get_text_config().model_type) in ALIBI_MODELS:
+    text = model.config.get_text_config()
+    if (bias is not None or fractional) and counts_tokens(text):
         raise ValueError(
-            f"image tokens have weights or fractional positions, which the attention of {kind!r} can't apply; give"
+            "image tokens have weights or fractional positions, which the attention of"
+            f" {text.model_type!r} can't apply; give"
             " llm_positions='sequential', llm_size_bias=0 and llm_weight='each'"
         )
     if attention_mask is None and (bias is not None or fractional):

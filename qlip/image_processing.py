@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 OWN_OPTIONS = frozenset(
     ("size", "crop_size", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
-    + ("resample", "rescale_factor", "image_mean", "image_std")
+    + ("resample", "rescale_factor", "image_mean", "image_std", "image_grid_pinpoints", "input_data_format")
 )
 """Options of transformers' image processors that QLIP's settings replace."""
 CHANNELS = (1, 3, 4)

@@ -38,7 +38,7 @@ from llava.conversation import conv_templates
 from llava.image_geometry import read_pinpoints
 from llava.model.builder import load_pretrained_model
 from llava.model.config import TEXT_CONFIGS, LlavaMptConfig, MultimodalConfig, with_old_names
-from llava.model.loading.chat_template import default_template
+from llava.model.loading.chat_template import choose_template, default_template
 from llava.model.loading.checkpoint import Checkpoint, inspect
 from llava.model.loading.files import weight_shapes
 from llava.model.loading.folder import local_folder
@@ -48,7 +48,6 @@ from llava.model.loading.transformers_format import KEPT_FIELDS, TRANSFORMERS_NA
 from llava.model.loading.weights import MODELS
 from llava.model.multimodal_encoder.pretrained import find_image_processor
 from llava.model.vision.quadtree_tiles import has_tiles
-from llava.serve.engine.templates import choose_template
 from scripts.chat_template import chat_template
 from scripts.original_files import ORIGINAL, copy_prior, keep_original, restore
 from scripts.weight_files import (

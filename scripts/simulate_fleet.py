@@ -116,6 +116,8 @@ def run(args: argparse.Namespace) -> None:
     times = replace(read_times(args.times) if args.times else StageTimes(), **dict(args.set))
     if times == StageTimes():
         raise ValueError("all stage times are 0; measure them by python -m scripts.fleet.measure")
+    if args.trace is not None:
+        check_trace_flags(args)
     limits = Limits(args.slots, args.preparers, args.waiting, args.batching, args.join_tokens, args.batch_tokens)
     print(HEAD)
     for budget in args.budgets if args.trace is None else [None]:
@@ -129,6 +131,18 @@ def run(args: argparse.Namespace) -> None:
         most = times.most_per_second(replace(mean, answer=round(mean.answer)), limits.slots, limits.preparers)
         label = budget if isinstance(budget, str) else f"{visual:.0f}"
         print(format_row(label, count, most, found))
+
+
+def check_trace_flags(args: argparse.Namespace) -> None:
+    """Checks that no flag describes requests to draw, beside a trace that holds them.
+
+    Raises:
+        ValueError: one does.
+    """
+    defaults = make_parser().parse_args([])
+    for name in ("rate", "requests", "sizes", "budgets", "text", "answers"):
+        if getattr(args, name) != getattr(defaults, name):
+            raise ValueError(f"--{name} is for requests that are drawn; --trace holds its own: leave one of them out")
 
 
 def _sizes(request: Request) -> tuple[float, ...]:

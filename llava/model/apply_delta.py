@@ -21,7 +21,7 @@ def apply_delta(base_model_path: str, target_model_path: str | Path, delta_path:
 
     check_empty(Path(target_model_path))
     delta = local_folder(delta_path)
-    write_checkpoint(Path(target_model_path), add_base(delta, local_folder(base_model_path), 1), delta)
+    write_checkpoint(Path(target_model_path), add_base(delta, local_folder(base_model_path), 1), delta, str(delta_path))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from llava.model.language_model.common import ImageLanguageModel
 from llava.model.loading.adapters import merge_adapter, read_adapter
 from llava.model.loading.base import find_base
 from llava.model.loading.checkpoint import Checkpoint, inspect, require_tower
-from llava.model.loading.folder import local_folder
+from llava.model.loading.folder import NON_LORA_FILE, local_folder
 from llava.model.loading.options import choose_options
 from llava.model.loading.quantization import base_quantization, check_four_bit, stored_quantization
 from llava.model.loading.tokenizer import load_tokenizer
@@ -208,6 +208,14 @@ def load_on_base(
         raise ValueError(f"{base}, given as the base model, is of type {found!r}; {checkpoint.folder} needs {wanted!r}")
     adapter = read_adapter(checkpoint.folder) if checkpoint.kind == "lora" else None
     extra = read_extra_weights(checkpoint)
+    if checkpoint.kind == "lora" and below.config.has_tower and not extra_file(checkpoint).is_file():
+        logger.warning(
+            "%s has no %s, as the steps that training saves have none: the projector is that of %s, not one that was"
+            " trained with it",
+            checkpoint.folder,
+            NON_LORA_FILE,
+            base,
+        )
     config = checkpoint.config
     if hasattr(config, "quantization_config"):  # of the base while the adapters were trained
         del config.quantization_config

@@ -123,7 +123,8 @@ class MultimodalConfig:
     def context_length(self) -> int:
         """Tokens that a prompt and its answer may take together."""
         longest: int = self.max_position_embeddings  # type: ignore[attr-defined]
-        return self.max_sequence_length or self.tokenizer_model_max_length or longest
+        stated = self.max_sequence_length or self.tokenizer_model_max_length or longest
+        return longest if stated >= UNBOUNDED else stated
 
 
 class LlavaConfig(MultimodalConfig, LlamaConfig):
@@ -181,6 +182,9 @@ TEXT_CONFIGS: dict[str, type[ImageLanguageConfig]] = {
     "qwen2": LlavaQwenConfig,
 }
 """`model_type` of a language model alone -> the configuration of LLaVA on it."""
+
+UNBOUNDED = 10**9
+"""Context lengths from which a tokenizer's "none" is meant: transformers writes 10^30."""
 
 LLAVA_FIELDS = frozenset(MultimodalConfig.__annotations__)
 """The fields that LLaVA adds to the language model's."""

@@ -33,7 +33,7 @@ def consolidate_ckpt(src_path: str, dst_path: str | Path) -> None:
         raise ValueError(f"{src_path} is quantised (quantization_config in config.json), so it has no float16 weights")
     weights = read_weights(source)
     halves = {name: to_half(name, tensor) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-    write_checkpoint(Path(dst_path), halves, source)
+    write_checkpoint(Path(dst_path), halves, source, str(src_path))
 
 
 def to_half(name: str, tensor: Tensor) -> Tensor:

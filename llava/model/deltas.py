@@ -16,6 +16,8 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llava.model.config import CONFIGS
+from llava.model.loading.chat_template import default_template, template_by_name
 from llava.model.loading.files import damaged, load_tensors, read_json, require_weights, state_dtype
 
 VOCABULARY = ("model.embed_tokens.weight", "transformer.wte.weight", "lm_head.weight")
@@ -79,11 +81,12 @@ def add_base(folder: Path, base: Path, sign: int) -> dict[str, Tensor]:
     return weights
 
 
-def write_checkpoint(out: Path, weights: dict[str, Tensor], source: Path) -> None:
+def write_checkpoint(out: Path, weights: dict[str, Tensor], source: Path, name: str) -> None:
     """Writes weights as safetensors, with what else is in the checkpoint that they come from, but for other folders.
 
     These are configuration, tokenizer, and the prior and the tower that the configuration names. The configuration
-    says the weights' dtype.
+    says the weights' dtype, and the prompt template where `name`, the checkpoint's folder or hub id, tells it: the new
+    folder's may not.
     """
     out.mkdir(parents=True, exist_ok=True)
     config = read_json(source / "config.json") if (source / "config.json").is_file() else {}
@@ -95,10 +98,19 @@ def write_checkpoint(out: Path, weights: dict[str, Tensor], source: Path) -> Non
             shutil.copytree(path, out / path.name)
     dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
     if config and len(dtypes) == 1:
-        values = state_dtype(config, dtypes.pop())
+        values = state_template(state_dtype(config, dtypes.pop()), name)
         (out / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
     save_torch_state_dict(contiguous, out, max_shard_size="5GB", metadata={"format": "pt"})
+
+
+def state_template(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Adds `conv_mode` to a configuration in LLaVA's format where the model's name alone tells its template."""
+    known = CONFIGS.get(config.get("model_type", ""))
+    if known is None or config.get("mm_vision_tower") is None or config.get("conv_mode") is not None:
+        return config
+    template = None if default_template(known) != "vicuna_v1" else template_by_name(name)
+    return config if template is None else {**config, "conv_mode": template}
 
 
 def named_places(config: Mapping[str, Any]) -> set[str]:

@@ -28,7 +28,8 @@ def make_delta(
     auto_upgrade(target_model_path)
     if "vision_config" in read_json(target / "config.json"):
         raise ValueError(f"{target_model_path} is in transformers' format; convert it (scripts.convert_checkpoint)")
-    write_checkpoint(Path(delta_path), add_base(target, local_folder(base_model_path), -1), target)
+    weights = add_base(target, local_folder(base_model_path), -1)
+    write_checkpoint(Path(delta_path), weights, target, str(target_model_path))
     if hub_repo_id is not None:
         from huggingface_hub import HfApi
 

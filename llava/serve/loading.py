@@ -121,12 +121,13 @@ def load_engine(
     """
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
+    from llava.model.loading.chat_template import choose_template
     from llava.model.loading.checkpoint import inspect, require_tower
     from llava.model.loading.folder import local_folder
     from llava.model.multimodal_encoder.builder import takes_quadtree
     from llava.model.multimodal_encoder.qlip_encoder import ALIBI_SETTINGS
     from llava.serve.engine import ChatEngine
-    from llava.serve.engine.templates import choose_template, warn_of_guess
+    from llava.serve.engine.templates import warn_of_guess
     from llava.utils import default_device, demo_model_path
 
     model_path = str(args.model_path or demo_model_path())

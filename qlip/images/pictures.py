@@ -65,6 +65,17 @@ def check_drawing_name(flag: str, path: Path) -> None:
         raise ValueError(f"{flag} {path}: the file, or its folder, is read-only")
 
 
+def walk(folder: Path) -> Iterator[Path]:
+    """Lists the files anywhere below a folder; linked folders are followed, but each is entered once."""
+    entered = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(here)) in entered:
+            folders.clear()
+            continue
+        entered.add(place)
+        yield from (Path(here, name) for name in files)
+
+
 def find_pictures(folder: str | Path) -> list[Path]:
     """Finds the files anywhere below a folder whose suffix is that of an image format, sorted.
 
@@ -75,7 +86,7 @@ def find_pictures(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     kinds = Image.registered_extensions()
-    paths = sorted(path for path in folder.rglob("*") if kinds.get(path.suffix.lower()) in Image.OPEN)
+    paths = sorted(path for path in walk(folder) if kinds.get(path.suffix.lower()) in Image.OPEN)
     if not paths:
         raise ValueError(f"there are no images in {folder}")
     return paths

@@ -23,10 +23,10 @@ from transformers import (
 from qlip.backbones import open_clip
 from qlip.backbones.registry import find_adapter, find_obstacle
 from qlip.config import QLIPConfig
-from qlip.decoder_masks import ALIBI_MODELS, check_takes_bias
+from qlip.decoder_masks import check_takes_bias, counts_tokens
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor, find_normalisation
-from qlip.integrations.attachment import OFFLOADED, Attachment
+from qlip.integrations.attachment import OFFLOADED, Attachment, check_attention
 from qlip.integrations.classes import (
     AttachedMixin,
     check_not_part,
@@ -205,12 +205,7 @@ def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
 def check_tower(tower: nn.Module) -> None:
     """Raises ValueError unless leaves can be this tower's tokens."""
     adapter = find_adapter(tower)(tower)
-    attention = adapter.attention
-    if attention not in BIASABLE:
-        raise ValueError(
-            f"the vision tower's attention is {attention!r}, which takes no padding mask; load the model with"
-            " attn_implementation={'vision_config': 'sdpa'}"
-        )
+    check_attention(adapter.attention)
     if (channels := adapter.patch_projection.weight.shape[1]) != 3:
         raise ValueError(f"the vision tower takes images of {channels} channels; QLIP prepares RGB images, of 3")
     if any(parameter.is_meta for parameter in tower.parameters()):
@@ -226,14 +221,15 @@ def check_language_model(model: Any, settings: QLIPConfig) -> None:
         what = "keep [CLS], which has no place on the image" if has_cls else "drop a patch, as there is no [CLS]"
         raise TypeError(f"vision_feature_select_strategy is {strategy!r}: it would {what}")
     text = model.config.get_text_config()
-    rotary = any("Rotary" in type(module).__name__ for module in model.model.language_model.modules())
+    names = [type(module).__name__ for module in model.model.language_model.modules()]
+    rotary = not counts_tokens(text) and any("Rotary" in name for name in names)  # Falcon may have both
     if settings.llm_positions == "raster" and not rotary:
         raise TypeError(
             f"the language model {text.model_type!r} has no rotary positions, which fractional positions need;"
             " give llm_positions='sequential'"
         )
     biased = settings.biases_language_model
-    if biased and text.model_type in ALIBI_MODELS:  # its attention makes a mask of True and False of any
+    if biased and counts_tokens(text):  # its attention makes a mask of True and False of any
         raise ValueError(
             f"llm_size_bias is {settings.llm_size_bias} and llm_weight {settings.llm_weight!r}, but the language model"
             f" {text.model_type!r} takes no bias; give llm_size_bias=0"

@@ -12,6 +12,7 @@ from torch import Tensor
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
 from qlip.integrations.next_tiles import NextTiles, split_cut
+from qlip.language_positions import BIASABLE
 from qlip.packing import check_pair, pack, unpack
 from qlip.patches import CutImage
 from qlip.quadtree import Leaves
@@ -19,6 +20,15 @@ from qlip.tiles import TokenOrder
 
 OFFLOADED = "the vision tower is offloaded; give it a device in device_map (it is small)"
 PROCESSOR = "prepare images with the processor that qlip.attach returned for this model"
+
+
+def check_attention(attention: str) -> None:
+    """Raises ValueError unless a tower's attention takes a padding mask."""
+    if attention not in BIASABLE:
+        raise ValueError(
+            f"the vision tower's attention is {attention!r}, which takes no padding mask; load the model with"
+            " attn_implementation={'vision_config': 'sdpa'}, or set_attn_implementation it so"
+        )
 
 
 @dataclass
@@ -53,10 +63,11 @@ class Attachment:
 
         Raises:
             TypeError: whole images are not floating point.
-            ValueError: the tensors do not match each other, or this model's patches.
+            ValueError: the tensors do not match each other, or this model's patches; or its tower takes no mask.
         """
         if len(pixel_values) == 0:
             raise ValueError("pixel_values hold no image; give at least one, or leave them out for text alone")
+        check_attention(self.vision.adapter.attention)  # it may have been set since `attach`
         check_pair(leaf_boxes, leaf_grids)
         if leaf_boxes is not None and leaf_grids is not None:
             images = unpack(pixel_values, leaf_boxes, leaf_grids)

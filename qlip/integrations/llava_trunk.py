@@ -61,15 +61,18 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
             vision_feature_layer: by default the configuration's; VipLlava also calls it `vision_feature_layers`.
             image_sizes: int64 (B, 2), heights and widths of LLaVA-NeXT's original images; whole images have their own.
             vision_feature_select_strategy: the one that keeps the patches alone, its default.
-            **kwargs: transformers' own; ignored.
+            **kwargs: transformers' own; no attentions and hidden states can be asked for.
 
         Returns:
             `pooler_output`: a list of (M_i, D), in the language model's width; in LLaVA-NeXT with newlines.
 
         Raises:
             TypeError: the tower was replaced after `attach`.
-            ValueError: the strategy is another one; or see `Attachment.cut`.
+            ValueError: the strategy is another one, or what is asked for can't be returned; or see `Attachment.cut`.
         """
+        for name in ("output_attentions", "output_hidden_states"):
+            if kwargs.get(name):
+                raise ValueError(f"{name} is true; an attached model's get_image_features does not return them")
         attachment = self.attachment
         check_same_tower(self.vision_tower, attachment)
         own = select_strategy(attachment.vision.has_cls)

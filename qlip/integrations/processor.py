@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
 from transformers import ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorKwargs
 
+from qlip.config import QLIPConfig
 from qlip.image_processing import QLIPImageProcessor
 from qlip.integrations.classes import find_base
 
@@ -33,6 +37,7 @@ class AttachedProcessorMixin:
 
     def _process_images(self, images: Any, **options: Any) -> tuple[Any, list[str]]:
         """Packs images, and builds the text that replaces each <image> in the prompt; transformers calls it."""
+        check_options(options)
         pictures = make_flat_list_of_images(images)
         if not pictures:
             return {}, []
@@ -54,6 +59,18 @@ class AttachedProcessorMixin:
         """Pickles the class that this one is made of, since it can't be imported under a name."""
         parts: Any = super().__reduce_ex__(protocol)
         return _new_instance, (find_base(self),), *parts[2:]
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Checks the options of images that a processor was called with.
+
+    Raises:
+        TypeError: transformers has no such option.
+    """
+    if unknown := sorted(options.keys() - LlavaNextImageProcessorKwargs.__annotations__.keys()):
+        way_out = f": give it to qlip.attach(model, processor, {unknown[0]}=...)"
+        is_setting = unknown[0] in {setting.name for setting in fields(QLIPConfig)}
+        raise TypeError(f"{unknown[0]} is no option of images{way_out if is_setting else ''}")
 
 
 def _new_instance(base: type[ProcessorMixin]) -> Any:

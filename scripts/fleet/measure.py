@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llava.command import OneLineParser, integer, parse_and_run
+from llava.command import OneLineParser, integer, parse_and_run, require_parent
 from llava.serve.loading import add_model_flags
 from scripts.fleet.stages import StageTimes, write_times
 
@@ -142,6 +142,7 @@ def run(args: argparse.Namespace) -> None:
 
     from llava.serve.loading import load_engine
 
+    require_parent(args.out)
     engine = load_engine(args)
     prepare, encode = measure_images(engine, args.repeats)
     prefill, decode = measure_language(engine, args.repeats)

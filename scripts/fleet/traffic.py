@@ -59,7 +59,7 @@ def read_trace(path: Path) -> list[Request]:
     """Reads JSON lines of `at`, `megapixels`, `visual`, `text` and `answer`, sorted by arrival.
 
     Raises:
-        ValueError: a line is not such an object, or an answer has no token.
+        ValueError: a line is not such an object, or none is there.
     """
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -67,9 +67,24 @@ def read_trace(path: Path) -> list[Request]:
             continue
         try:
             request = Request(**json.loads(line))
-            if not (request.answer >= 1 and min(request.at, request.megapixels, request.visual, request.text) >= 0):
-                raise ValueError("values must be at least 0, and answer at least 1")
+            check_request(request)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}:{number} is not a request of a trace: {error}") from None
         found.append(request)
+    if not found:
+        raise ValueError(f"{path} holds no request")
     return sorted(found, key=lambda request: request.at)
+
+
+def check_request(request: Request) -> None:
+    """Checks the values of a request.
+
+    Raises:
+        ValueError: a time or size is not finite or below 0, a number of tokens not whole, or an answer has none.
+    """
+    for name in ("at", "megapixels"):
+        if not (math.isfinite(value := getattr(request, name)) and value >= 0):
+            raise ValueError(f"{name} is {value}; it must be a finite number of at least 0")
+    for name, least in (("visual", 0), ("text", 0), ("answer", 1)):
+        if type(value := getattr(request, name)) is not int or value < least:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")

@@ -106,3 +106,25 @@ def test_the_command_writes_pictures_questions_and_answers(tmp_path):
 def test_every_background_can_be_asked_for_alone():
     images = {kind: scene(SceneSpec(backgrounds=(kind,)), 1, 1).image.tobytes() for kind in BACKGROUNDS}
     assert len(set(images.values())) == len(BACKGROUNDS)
+
+
+def test_a_models_answers_are_not_replaced(tmp_path, capsys):
+    answers = json.dumps({"question_id": 1, "text": "a red circle", "model_id": "m", "metadata": {}}) + "\n"
+    (tmp_path / "answers.jsonl").write_text(answers)
+    assert main(["--out", str(tmp_path), "--n", "1"]) == 2
+    assert "answers.jsonl was not written by this command" in capsys.readouterr().err
+    assert (tmp_path / "answers.jsonl").read_text() == answers
+
+
+def test_a_run_that_ends_early_leaves_the_files_of_the_last_one(tmp_path, monkeypatch):
+    assert main(["--out", str(tmp_path), "--n", "2"]) == 0
+    before = {name: (tmp_path / name).read_text() for name in ("questions.jsonl", "answers.jsonl")}
+
+    def stop(rows):
+        yield from list(rows)[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("playground.scenes._flatten", stop)
+    assert main(["--out", str(tmp_path), "--n", "3", "--seed", "5"]) == 130
+    assert {name: (tmp_path / name).read_text() for name in before} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"images", *before}

@@ -12,7 +12,8 @@ from playground.model import DemoModel, llava_state_dict, save_checkpoint
 from playground.packing import Packer
 from playground.schedules import CHECKPOINTS, SCHEDULES, Schedule, TrainingConfig
 from playground.stages import DecoderStage, JointStage, Readout, Surroundings, Symbols, TowerStage
-from playground.trainer import Trainer, train
+from playground.trainer import Trainer, open_vocabulary, train
+from playground.vocabulary import train_vocabulary
 
 
 @pytest.fixture
@@ -111,3 +112,20 @@ def test_the_state_dict_holds_every_weight_once(model):
     assert sum(weight.numel() for weight in llava_state_dict(model).values()) == sum(
         weight.numel() for weight in model.parameters()
     )
+
+
+@pytest.mark.parametrize(("change", "words"), [({"seed": 1}, "seed 0, .* has 1"), ({"scenes": 5}, "scenes 4, .* 5")])
+def test_progress_of_another_run_is_not_continued(tokenizer, around, tmp_path, change, words):
+    schedule = Schedule(steps=2, rate=1e-3, warmup=1)
+    values = {"out": tmp_path, "seed": 0, "scenes": 4}
+    Trainer("decoder", build("decoder", tokenizer, around), schedule, TrainingConfig(**values)).save()
+    other = Trainer("decoder", build("decoder", tokenizer, around), schedule, TrainingConfig(**values | change))
+    with pytest.raises(ValueError, match=rf"decoder\.pt holds progress with {words}; repeat its flags"):
+        other.run()
+
+
+def test_the_vocabulary_of_another_recipe_is_not_taken(tmp_path):
+    open_vocabulary(tmp_path, "joint", train_vocabulary)
+    open_vocabulary(tmp_path, "joint", lambda folder: pytest.fail("trained twice"))
+    with pytest.raises(ValueError, match="vocabulary is of the recipe 'joint', this run's is 'llava'"):
+        open_vocabulary(tmp_path, "llava", train_vocabulary)

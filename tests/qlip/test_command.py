@@ -149,3 +149,9 @@ def test_a_path_is_neither_empty_nor_a_url(given: str, words: str, capsys: pytes
     with pytest.raises(SystemExit):
         parser.parse_args(["--file", given])
     assert capsys.readouterr().err == f"p: error: argument --file: {words}\n"
+
+
+def test_a_command_without_an_output_is_as_good_as_another(monkeypatch):
+    """Python has no standard output where a service started it without one."""
+    monkeypatch.setattr("sys.stdout", None)
+    assert run_command("p", lambda: 0) == 0

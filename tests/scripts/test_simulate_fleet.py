@@ -70,6 +70,7 @@ def test_a_larger_budget_needs_no_fewer_replicas(capsys: pytest.CaptureFixture[s
         (["--set", "decode=x"], "'x' is not a number of seconds"),
         ([*TIMES, "--sizes", "10"], "'10' is not a size; write WIDTHxHEIGHT"),
         ([*TIMES, "--budgets", "some"], "'some' is not a budget"),
+        ([*TIMES, "--trace", "t.jsonl", "--budgets", "64"], "--budgets is for requests that are drawn; --trace holds"),
         ([*TIMES, "--requests", "5", "--p95", "0.01"], "no number of replicas answers within 0.01 s"),
     ],
 )

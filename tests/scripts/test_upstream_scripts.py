@@ -74,6 +74,15 @@ def test_a_merged_lora_is_a_checkpoint_of_its_own(tmp_path, oracle, capsys):
     assert (tmp_path / "out" / "tokenizer_config.json").is_file()
 
 
+@pytest.mark.parametrize(("name", "template"), [("llava-v1.6-34b-lora", "chatml_direct"), ("llava-lora", None)])
+def test_a_merged_lora_keeps_the_template_that_its_name_told(tmp_path, name, template):
+    base = make_llava_checkpoint(tmp_path / "base")
+    make_lora(tmp_path / name, base)
+    flags = ["--model-path", str(tmp_path / name), "--model-base", str(base)]
+    assert merge_lora_weights.main([*flags, "--save-model-path", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text()).get("conv_mode") == template
+
+
 def test_a_merged_weight_that_float16_does_not_hold_is_named(tmp_path, capsys):
     base = make_llava_checkpoint(tmp_path / "base")
     make_lora(tmp_path / "llava-lora", base)

@@ -95,8 +95,8 @@ def answer_on(args: argparse.Namespace, preparer: Preparer, shares: Path, count:
     import ray  # an extra
     from ray.data import ActorPoolStrategy, DataContext
 
-    start_cluster(args)
     try:
+        start_cluster(args)
         DataContext.get_current().enable_progress_bars = False  # ours shows more
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # other nodes may not have the file
@@ -151,6 +151,17 @@ def start_cluster(args: argparse.Namespace) -> None:
         return
     cores = max(os.cpu_count() or 1, math.ceil(args.concurrency * args.cpus_per_actor) + args.workers)
     ray.init("local", num_cpus=cores, include_dashboard=False, **options)
+    check_gpus(args.gpus_per_actor, ray.cluster_resources().get("GPU", 0))
+
+
+def check_gpus(wanted: float, found: float) -> None:
+    """Checks that a cluster has GPUs for one actor, for which Ray would wait without end.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    if wanted > found:
+        raise ValueError(f"--gpus-per-actor is {wanted:g}, but Ray finds {found:g} GPUs here; give 0 to answer on CPUs")
 
 
 def run(name: str, args: argparse.Namespace) -> int:

@@ -1,20 +1,30 @@
-"""Recognises which prompt template of `llava.conversation` a checkpoint's own chat template (Jinja) is."""
+"""Chooses a checkpoint's prompt template, and recognises which one its own chat template (Jinja) is."""
 
 from __future__ import annotations
 
 import logging
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
+from llava.mm_utils import get_model_name_from_path
 from llava.model.loading.files import read_json
 
 logger = logging.getLogger(__name__)
 
 TYPES = {"llava_mistral": "mistral_instruct", "llava_mpt": "mpt", "llava_qwen": "qwen_1_5"}
 """`model_type` -> the template that its checkpoints were trained with."""
+
+NAMES = {
+    "llama-2": "llava_llama_2",
+    "llama-3": "llava_llama_3",
+    "llama3": "llava_llama_3",
+    "v1.6-34b": "chatml_direct",
+}
+"""Part of the name of a model on Llama -> its template; the configuration does not tell these from Vicuna."""
 
 RECOGNISED = (
     "vicuna_v1",
@@ -37,6 +47,28 @@ FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "
 def default_template(config: Any) -> str:
     """Finds the template of a language model's type; LLaVA v1.5's "vicuna_v1" for Llama."""
     return TYPES.get(str(getattr(config, "model_type", None)), "vicuna_v1")
+
+
+def choose_template(model_path: str, config: Any) -> str:
+    """Chooses the template of a checkpoint: what its config.json says, else by its type, else by its name.
+
+    Args:
+        model_path: folder or hub id.
+        config: of the loaded model. That of a checkpoint in transformers' format names the template that its chat
+            template follows.
+    """
+    if config.conv_mode is not None:
+        return config.conv_mode
+    template = default_template(config)
+    if template != "vicuna_v1" or not config.has_tower:
+        return template
+    return template_by_name(model_path) or template
+
+
+def template_by_name(model_path: str) -> str | None:
+    """Finds the template that the name of a folder or hub id tells, a link's or its target's; None if it tells none."""
+    names = [get_model_name_from_path(path).lower() for path in (model_path, os.path.realpath(model_path))]
+    return next((own for name in names for part, own in NAMES.items() if part in name), None)
 
 
 def find_template(folder: Path, config: Any) -> str | None:

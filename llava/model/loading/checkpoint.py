@@ -74,6 +74,9 @@ def inspect(folder: Path, **hub: Any) -> Checkpoint:
         return Checkpoint(folder, "full", config, names)
     if (kind := find_kind(folder)) != "full":
         return Checkpoint(folder, kind, config, names)
+    padding, rows = config.pad_token_id, config.vocab_size
+    if padding is not None and not -rows <= padding < rows:  # a LoRA's may be one that training added to its base
+        raise ValueError(f"{file}: pad_token_id is {padding}; allowed are null and ids below vocab_size, {rows}")
     complete_tower(config, folder, **hub)
     return Checkpoint(folder, "full", config, names)
 

@@ -1,16 +1,15 @@
-"""Chooses the prompt template of a checkpoint that names none, and warns where LLaVA would choose another."""
+"""Warns where LLaVA would choose another prompt template for a checkpoint that names none."""
 
 from __future__ import annotations
 
 import logging
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from llava.conversation import conv_templates
 from llava.mm_utils import get_model_name_from_path
-from llava.model.loading.chat_template import default_template, read_chat_template, recognise
+from llava.model.loading.chat_template import choose_template, read_chat_template, recognise
 
 logger = logging.getLogger(__name__)
 
@@ -22,31 +21,6 @@ GUESSES = {
     "mpt": "mpt",
 }
 """Part of a model's name -> LLaVA's template for it; the first part that occurs decides."""
-
-NAMES = {
-    "llama-2": "llava_llama_2",
-    "llama-3": "llava_llama_3",
-    "llama3": "llava_llama_3",
-    "v1.6-34b": "chatml_direct",
-}
-"""Part of the name of a model on Llama -> its template; the configuration does not tell these from Vicuna."""
-
-
-def choose_template(model_path: str, config: Any) -> str:
-    """Chooses the template of a checkpoint: what its config.json says, else by its type, else by its name.
-
-    Args:
-        model_path: Folder or hub id.
-        config: Config of the loaded model. That of a checkpoint in transformers' format names the template that its
-            chat template follows.
-    """
-    if config.conv_mode is not None:
-        return config.conv_mode
-    template = default_template(config)
-    if template != "vicuna_v1" or not config.has_tower:
-        return template
-    names = [get_model_name_from_path(path).lower() for path in (model_path, os.path.realpath(model_path))]
-    return next((own for name in names for part, own in NAMES.items() if part in name), template)
 
 
 def guess_template(model_name: str) -> str:

@@ -221,3 +221,10 @@ def test_errors_alone_change_nothing_before_an_answer_shows_the_settings(
     assert ray_batch.main([*arguments, "--max-tokens=64"]) == 2
     assert "max_tokens is 128 there and 64 now" in capsys.readouterr().err.splitlines()[-1]
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_gpus_that_a_cluster_does_not_have_are_not_waited_for() -> None:
+    cluster.check_gpus(0, 0)
+    cluster.check_gpus(0.5, 1)
+    with pytest.raises(ValueError, match="--gpus-per-actor is 1, but Ray finds 0 GPUs here"):
+        cluster.check_gpus(1, 0)

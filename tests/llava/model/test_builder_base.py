@@ -273,3 +273,11 @@ def test_a_lora_that_peft_wrote_is_merged_into_its_language_model(tmp_path, orac
     extra = {f"base_model.model.{name}": tensor for name, tensor in projector_state(oracle).items()}
     torch.save(extra, tmp_path / "non_lora_trainables.bin")
     torch.testing.assert_close(logits(load(tmp_path, vicuna)), wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("extra", [None, {}], ids=["a step's folder", "the end's"])
+def test_a_lora_without_the_projector_that_was_trained_beside_it_says_so(tmp_path, whole, caplog, extra):
+    """As the `checkpoint-N` folders of LLaVA's training are; its end writes the file, empty or not."""
+    folder = write_lora(tmp_path / "checkpoint-20", extra)
+    load_pretrained_model(folder, whole, device="cpu")
+    assert (f"{folder} has no non_lora_trainables.bin" in caplog.text) == (extra is None)

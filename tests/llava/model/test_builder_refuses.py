@@ -196,3 +196,10 @@ def test_a_dtype_may_be_written_as_torch_prints_it(tmp_path):
 def test_a_dtype_that_torch_does_not_have_is_named_with_its_file(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json: .*float99"):
         load_pretrained_model(write(tmp_path, llava_config(torch_dtype="float99")), device="cpu")
+
+
+@pytest.mark.parametrize("padding", [TEXT["vocab_size"], -TEXT["vocab_size"] - 1])
+def test_a_padding_token_beyond_the_vocabulary_is_named(tmp_path, padding):
+    path = write(tmp_path, llava_config(pad_token_id=padding))
+    with pytest.raises(ValueError, match=rf"config\.json: pad_token_id is {padding}; allowed are null and ids below"):
+        inspect(Path(path))

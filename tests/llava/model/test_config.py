@@ -62,3 +62,12 @@ def test_a_converted_checkpoint_has_both_names_too(tmp_path: Path) -> None:
     assert values["text_config"]["rope_theta"] == 5000.0
     assert AutoConfig.from_pretrained(tmp_path / "transformers").text_config.rope_parameters["rope_theta"] == 5000.0
     assert inspect(tmp_path / "transformers").config.rope_parameters["rope_theta"] == 5000.0
+
+
+@pytest.mark.parametrize(
+    ("stated", "length"),
+    [({}, 4096), ({"tokenizer_model_max_length": 2048}, 2048), ({"tokenizer_model_max_length": int(1e30)}, 4096)],
+    ids=["none", "LLaVA's", "a tokenizer's none"],
+)
+def test_the_context_is_what_is_stated_unless_that_is_no_number_of_tokens(stated: dict[str, int], length: int) -> None:
+    assert LlavaConfig(max_position_embeddings=4096, **stated).context_length == length

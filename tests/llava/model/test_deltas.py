@@ -22,6 +22,7 @@ from tests.llava.checkpoints import (
     TEXT,
     llava_config,
     llava_state,
+    make_llava_checkpoint,
     transformers_model,
     write_tokenizer,
     write_tower,
@@ -138,6 +139,22 @@ def test_consolidating_writes_half_precision(target, oracle, tmp_path):
     for name, tensor in load_file(tmp_path / "half" / "model.safetensors").items():
         assert torch.equal(tensor, llava_state(oracle)[name].half())
     load_pretrained_model(tmp_path / "half", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "template"),
+    [
+        ("llava-v1.6-34b", {}, "chatml_direct"),
+        ("llava-llama-2-13b-chat", {}, "llava_llama_2"),
+        ("llava-v1.6-34b", {"conv_mode": "llava_v0"}, "llava_v0"),
+        ("llava-llama-2-13b-chat", {"mm_vision_tower": None}, None),
+        ("llava-v1.5-7b", {}, None),
+    ],
+)
+def test_a_template_that_the_name_alone_told_is_written_down(tmp_path, name, config, template):
+    source = make_llava_checkpoint(tmp_path / name, **config)
+    assert consolidate.main(["--src", str(source), "--dst", str(tmp_path / "half")]) == 0
+    assert json.loads((tmp_path / "half" / "config.json").read_text()).get("conv_mode") == template
 
 
 def test_quantised_weights_have_no_half_precision(target, tmp_path, capsys):

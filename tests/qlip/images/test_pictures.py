@@ -22,6 +22,18 @@ def test_images_are_found_at_any_depth_and_other_files_are_not(tmp_path):
     assert [path.stem for path in find_pictures(tmp_path)] == ["2", "1", "0"]
 
 
+def test_linked_folders_are_entered_once_even_if_they_lead_back(tmp_path):
+    """`all/linked` is a data set elsewhere, `all/again` the folder itself."""
+    (tmp_path / "all").mkdir()
+    (tmp_path / "set").mkdir()
+    for file in (tmp_path / "all" / "0.png", tmp_path / "set" / "1.png"):
+        file.touch()
+    (tmp_path / "all" / "linked").symlink_to(tmp_path / "set", target_is_directory=True)
+    (tmp_path / "all" / "again").symlink_to(tmp_path / "all", target_is_directory=True)
+    found = [path.relative_to(tmp_path) for path in find_pictures(tmp_path / "all")]
+    assert [str(path) for path in found] == ["all/0.png", "all/linked/1.png"]
+
+
 @pytest.mark.parametrize("kind", ["absent", "empty"])
 def test_a_folder_without_images_is_refused(tmp_path, kind):
     (tmp_path / "empty").mkdir()

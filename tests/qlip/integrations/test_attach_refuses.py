@@ -170,13 +170,21 @@ def test_language_models_without_rotary_positions():
     qlip.attach(model, llm_positions="sequential")
 
 
-def test_mpt_takes_neither_positions_nor_a_bias():
-    """Its attention makes True of any number in a mask, so a bias would hide its keys."""
-    text = {"model_type": "mpt", "vocab_size": 64, "d_model": 32, "n_heads": 2, "n_layers": 1}
-    model = with_text({**text, "tie_word_embeddings": False})
-    with pytest.raises(TypeError, match="'mpt' has no rotary positions, .* give llm_positions='sequential'"):
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"model_type": "mpt", "vocab_size": 64, "d_model": 32, "n_heads": 2, "n_layers": 1},
+        {"model_type": "falcon", "alibi": True, "vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4},
+    ],
+    ids=["mpt", "falcon"],
+)
+def test_attention_that_counts_tokens_takes_neither_positions_nor_a_bias(text):
+    """MPT's makes True of any number in a mask, so a bias would hide its keys; Falcon's with ALiBi takes no mask."""
+    kind, further = text["model_type"], {"num_hidden_layers": 1, "pad_token_id": 0, "tie_word_embeddings": False}
+    model = with_text({**further, **text})
+    with pytest.raises(TypeError, match=f"'{kind}' has no rotary positions, .* give llm_positions='sequential'"):
         qlip.attach(model)
-    with pytest.raises(ValueError, match=r"llm_size_bias is -0.25 .* 'mpt' takes no bias; give llm_size_bias=0"):
+    with pytest.raises(ValueError, match=rf"llm_size_bias is -0.25 .* '{kind}' takes no bias; give llm_size_bias=0"):
         qlip.attach(model, llm_positions="sequential")
     qlip.attach(model, llm_positions="sequential", llm_size_bias=0.0)
 

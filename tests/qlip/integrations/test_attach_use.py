@@ -255,6 +255,17 @@ def test_what_does_not_belong_together_is_an_error():
         model.generate(inputs_embeds=embeds, **inputs, **GREEDY)
     with pytest.raises(TypeError, match="do_resize can't be given"):
         processor(images=PICTURES[:1], text=PROMPTS[:1], images_kwargs={"do_resize": False})
+    with pytest.raises(TypeError, match="image_grid_pinpoints can't be given"):
+        processor(images=PICTURES[:1], text=PROMPTS[:1], images_kwargs={"image_grid_pinpoints": [[56, 56]]})
+    with pytest.raises(TypeError, match=r"max_tokens is no option of images: give it to qlip.attach\(.*max_tokens="):
+        processor(images=PICTURES[:1], text=PROMPTS[:1], images_kwargs={"max_tokens": 7})
+    with pytest.raises(TypeError, match="do_size is no option of images$"):
+        processor(images=PICTURES[:1], text=PROMPTS[:1], images_kwargs={"do_size": True})
+    with pytest.raises(ValueError, match="output_hidden_states is true"):
+        model.get_image_features(**processor.image_processor.pack(PICTURES[:1]), output_hidden_states=True)
+    model.set_attn_implementation({"text_config": "sdpa", "vision_config": "flex_attention"})
+    with pytest.raises(ValueError, match="tower's attention is 'flex_attention', which takes no padding mask"):
+        model.get_image_features(**processor.image_processor.pack(PICTURES[:1]))
 
 
 BIASED = {**TREE, "llm_size_bias": -0.25}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -64,7 +65,14 @@ def test_a_trace_is_sorted_and_its_mistakes_are_named(tmp_path: Path) -> None:
     lines = [{"at": at, "megapixels": 1.0, "visual": 5, "text": 6, "answer": 7} for at in (2.0, 1.0)]
     file.write_text("\n".join(map(json.dumps, lines)))
     assert [request.at for request in read_trace(file)] == [1.0, 2.0]
-    for change in ({"answer": 0}, {"visual": -1}, {"tokens": 1}, {"at": "now"}):
+    mistakes = [{"answer": 0}, {"visual": -1}, {"tokens": 1}, {"at": "now"}, {"at": math.inf}]
+    for change in (*mistakes, {"megapixels": math.nan}, {"answer": 2.5}, {"text": True}):
         file.write_text(json.dumps({**lines[0], **change}))
         with pytest.raises(ValueError, match="trace.jsonl:1 is not a request of a trace"):
             read_trace(file)
+
+
+def test_a_trace_without_requests_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "trace.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match=r"trace\.jsonl holds no request"):
+        read_trace(tmp_path / "trace.jsonl")

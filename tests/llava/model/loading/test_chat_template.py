@@ -12,10 +12,9 @@ from transformers import AutoProcessor, CLIPImageProcessorPil, LlavaProcessor
 
 from llava.conversation import conv_templates
 from llava.model.builder import load_pretrained_model
-from llava.model.loading.chat_template import find_template, read_chat_template, recognise
+from llava.model.loading.chat_template import choose_template, find_template, read_chat_template, recognise
 from llava.model.loading.checkpoint import inspect
 from llava.model.loading.tokenizer import load_tokenizer
-from llava.serve.engine.templates import choose_template
 from tests.llava.checkpoints import transformers_model, write_tokenizer
 
 CONTENT = (

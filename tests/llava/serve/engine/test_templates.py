@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from llava.eval import model_vqa_loader, run_llava
+from llava.model.loading.chat_template import choose_template
 from llava.serve import cli
-from llava.serve.engine.templates import choose_template, guess_template
+from llava.serve.engine.templates import guess_template
 from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
 from tests.llava.model.loading.test_chat_template import LLAMA_3
 
