@@ -127,6 +127,16 @@ def _paper() -> list[Variant]:
     return [*ways, *(Variant(f"the authors' rule, alpha {alpha}", {**authors, "alpha": alpha}) for alpha in (0.1, 0.4))]
 
 
+def _weights() -> list[Variant]:
+    """Lists weights of small leaves in the attention of the tower, and in that of the language model."""
+    pairs = [(-0.1, -0.25), (-0.15, -0.15), (-0.2, -0.25), (-0.25, 0.0), (-0.25, -0.1), (-0.3, -0.15)]
+    pairs += [(-0.4, 0.0), (-0.4, -0.1), (-0.6, 0.0), (-0.8, 0.0)]
+    return [
+        SHIPPED,
+        *(Variant(f"{own}, {other}", {"size_bias": own, "llm_size_bias": other}) for own, other in pairs),
+    ]
+
+
 def _counting() -> list[Variant]:
     ways = [SHIPPED]
     for bias in (0.25, 0.0, -0.1, -0.25, -0.35, -0.5):
@@ -207,6 +217,7 @@ EXPERIMENTS = MappingProxyType(
         "between": Experiment(_resized(), tuple(BETWEEN)),
         "choice": Experiment(_choice(), MIXED_SETS),
         "order": Experiment(_order(), MIXED_SETS),
+        "weights": Experiment(_weights(), MIXED_SETS),
         "page": Experiment(_page(), (DETAIL_SET,)),
     }
 )

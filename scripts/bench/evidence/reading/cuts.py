@@ -47,6 +47,12 @@ def share_at_full_size(leaves: Leaves, area: Area) -> float:
     return float((overlap * is_single).sum() / overlap.sum())
 
 
+def find_text(leaves: Leaves, area: Area) -> torch.Tensor:
+    """Finds the leaves that overlap an area: bool (N,)."""
+    row, col, size = leaves.boxes.unbind(1)
+    return (row < area.bottom) & (row + size > area.top) & (col < area.right) & (col + size > area.left)
+
+
 def split_area(leaves: Leaves, area: Area) -> Leaves:
     """Splits every leaf that overlaps an area until those that do are single cells."""
     waiting, done = [tuple(box) for box in leaves.boxes.tolist()], []

@@ -1,0 +1,122 @@
+"""Compares weights of small leaves in attention: `python -m scripts.bench.evidence.weights --answers-files F`.
+
+`python -m scripts.bench.evidence.run --experiments weights` answers first. Fills the tables of docs/results/weights.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from llava.command import OneLineParser, parse_and_run
+from llava.utils import demo_model_path
+from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.answering.answers import Answers, Cell
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
+from scripts.bench.evidence.answering.flags import known_split
+from scripts.bench.evidence.answering.scene_sets import MEASURES
+from scripts.bench.evidence.answering.variants import SHIPPED, Variant
+from scripts.bench.evidence.pages.fill import fill_page
+from scripts.bench.evidence.pages.tables import interval
+from scripts.markdown_table import table_head, table_row
+
+if TYPE_CHECKING:
+    import argparse
+
+    from qlip import QLIPConfig
+
+PAGE = Path("docs/results/weights.md")
+COLUMNS = {**MEASURES, "signs": ("sign",)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    parser = OneLineParser(prog="weights", description="Compare weights of small leaves in attention.")
+    parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
+    parser.add_argument("--split", type=known_split, default="validation", help="the split to take (%(default)s)")
+    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
+    return parse_and_run(parser, command, argv)
+
+
+def command(options: argparse.Namespace) -> None:
+    """Fills the page's table of a split."""
+    from llava.eval.sweep.grid import read_own_settings
+
+    own = read_own_settings(options.model_path)
+    mark = f"weights: {options.split}"
+    fill_page(options.page, {mark: compare(Answers(options.answers_files, options.split, own), own)}, partly=True)
+    print(f"filled {options.page}, {mark}")
+
+
+def compare(answers: Answers, own: QLIPConfig) -> str:
+    """Formats means over the sets, a row for each checkpoint and each way that it was asked in.
+
+    Raises:
+        ValueError: a checkpoint was asked in a way about a part of the sets, or not in the shipped way.
+    """
+    lines = [table_head(["checkpoint", "size_bias", "llm_size_bias", *COLUMNS, "more than shipped", "signs more"])]
+    before: dict[str, list[Cell]] = {}
+    for way in EXPERIMENTS["weights"].ways:
+        for model, cells in find_cells(answers, way).items():
+            if way == SHIPPED:
+                before[model] = cells
+            elif model not in before:
+                raise ValueError(f"{model!r} was not asked in the way {SHIPPED.name!r}")
+            settings = way.resolve(own)
+            if settings is None:
+                raise ValueError(f"the way {way.name!r} has no quadtree")
+            shares = [fmean(cell.share(kinds) for cell in asked_about(cells, kinds)) for kinds in COLUMNS.values()]
+            more = ["", ""]
+            if way != SHIPPED:
+                more = [gained(before[model], cells, kinds) for kinds in (None, COLUMNS["signs"])]
+            values = [settings.size_bias, settings.llm_size_bias, *(f"{share:.1f}" for share in shares), *more]
+            lines.append(table_row([model, *map(str, values)]))
+    return "\n".join(lines)
+
+
+def find_cells(answers: Answers, way: Variant) -> dict[str, list[Cell]]:
+    """Finds each checkpoint's answers of a way, a cell for each set.
+
+    Raises:
+        ValueError: a checkpoint has answers to a part of the sets.
+    """
+    sets = EXPERIMENTS["weights"].sets
+    found: dict[str, list[Cell]] = {}
+    for cell in (answers.cell(way, name) for name in sets):
+        for row in cell.rows if cell else ():
+            found.setdefault(row["model"], []).append(Cell([row]))
+    for model, cells in found.items():
+        if len(cells) < len(sets):
+            raise ValueError(f"{model!r} has answers to {len(cells)} of {len(sets)} sets by {way.name!r}")
+    return dict(sorted(found.items(), reverse=True))
+
+
+def asked_about(cells: Sequence[Cell], kinds: Sequence[str]) -> list[Cell]:
+    """Takes the cells in which all of these kinds were asked."""
+    return [cell for cell in cells if all(kind in cell.rows[0]["right"] for kind in kinds)]
+
+
+def gained(before: Sequence[Cell], after: Sequence[Cell], kinds: Sequence[str] | None) -> str:
+    """Formats how many points more are right, with the interval over scenes; None takes all kinds.
+
+    Sets of one kind of objects may share their scenes' seeds, but are different pictures: each is a group of its own.
+    """
+    from qlip.tools.intervals import mean_interval
+
+    marks = [
+        (100.0 * (int(new) - int(old)), (number, picture))
+        for number, (first, second) in enumerate(zip(before, after, strict=True))
+        for kind, right in second.rows[0]["right"].items()
+        if kinds is None or kind in kinds
+        for new, old, picture in zip(right, first.rows[0]["right"][kind], second.rows[0]["pictures"][kind], strict=True)
+    ]
+    groups = {group: index for index, group in enumerate(dict.fromkeys(group for _, group in marks))}
+    return interval(mean_interval([value for value, _ in marks], [groups[group] for _, group in marks]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
