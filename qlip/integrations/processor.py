@@ -10,10 +10,10 @@ from typing import Any
 
 from transformers import ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorKwargs
+from transformers.processing_utils import ImagesKwargs
 
 from qlip.config import QLIPConfig
-from qlip.image_processing import QLIPImageProcessor
+from qlip.image_processing import OWN_OPTIONS, QLIPImageProcessor
 from qlip.integrations.classes import find_base
 
 
@@ -67,7 +67,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         TypeError: transformers has no such option.
     """
-    if unknown := sorted(options.keys() - LlavaNextImageProcessorKwargs.__annotations__.keys()):
+    if unknown := sorted(options.keys() - ImagesKwargs.__annotations__.keys() - OWN_OPTIONS):
         way_out = f": give it to qlip.attach(model, processor, {unknown[0]}=...)"
         is_setting = unknown[0] in {setting.name for setting in fields(QLIPConfig)}
         raise TypeError(f"{unknown[0]} is no option of images{way_out if is_setting else ''}")
