@@ -22,7 +22,6 @@ __all__ = [
     "OneLineParser",
     "add_length_flag",
     "check_new_folder",
-    "require_parent",
     "check_outputs",
     "exit_on_interrupt",
     "format_error",
@@ -31,6 +30,7 @@ __all__ = [
     "parse_and_run",
     "read_name",
     "real",
+    "require_parent",
     "run_command",
 ]
 

@@ -184,7 +184,7 @@ def open_vocabulary(out: Path, recipe: str, train: Callable[[Path], None]) -> Pr
 
     Args:
         out: folder of the run.
-        recipe: the run's; each has a vocabulary of its own.
+        recipe: the run's; each trains another vocabulary.
         train: writes the tokenizer into a folder.
 
     Raises:

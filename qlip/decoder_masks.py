@@ -23,7 +23,7 @@ ALIBI_MODELS = ("mpt", "llava_mpt")
 
 def counts_tokens(config: Any) -> bool:
     """Whether a language model's attention (ALiBi) counts tokens, so that it takes no positions; Falcon's may."""
-    return config.model_type in ALIBI_MODELS or getattr(config, "alibi", False) is True
+    return getattr(config, "model_type", None) in ALIBI_MODELS or getattr(config, "alibi", False) is True
 
 
 def layer_windows(config: Any) -> dict[str, int | None]:
@@ -112,8 +112,8 @@ def decoder_mask(
     text = model.config.get_text_config()
     if (bias is not None or fractional) and counts_tokens(text):
         raise ValueError(
-            "image tokens have weights or fractional positions, which the attention of"
-            f" {text.model_type!r} can't apply; give"
+            f"image tokens have weights or fractional positions, which the attention of {text.model_type!r} can't"
+            " apply; give"
             " llm_positions='sequential', llm_size_bias=0 and llm_weight='each'"
         )
     if attention_mask is None and (bias is not None or fractional):

@@ -38,7 +38,7 @@ from llava.conversation import conv_templates
 from llava.image_geometry import read_pinpoints
 from llava.model.builder import load_pretrained_model
 from llava.model.config import TEXT_CONFIGS, LlavaMptConfig, MultimodalConfig, with_old_names
-from llava.model.loading.chat_template import choose_template, default_template
+from llava.model.loading.chat_template import default_template, keep_template
 from llava.model.loading.checkpoint import Checkpoint, inspect
 from llava.model.loading.files import weight_shapes
 from llava.model.loading.folder import local_folder
@@ -86,9 +86,7 @@ def convert(model_path: str, out: Path, model_base: str | None = None) -> Format
         raise ValueError(f"{model_path} is a {checkpoint.kind} checkpoint: give its language model as --model-base")
     if checkpoint.kind == "full" and model_base is not None:
         raise ValueError(f"{model_path} has all weights: there is nothing to merge with --model-base {model_base}")
-    template = choose_template(model_path, checkpoint.config)
-    if template != default_template(checkpoint.config):
-        checkpoint.config.conv_mode = template  # the name, which chose it, is not that of the other checkpoint
+    keep_template(model_path, checkpoint.config)
     if checkpoint.kind == "full" and checkpoint.config.mm_vision_config is not None:
         return convert_whole(checkpoint, out)
     with tempfile.TemporaryDirectory() as merged:

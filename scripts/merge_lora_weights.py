@@ -22,7 +22,7 @@ def merge_lora(args: argparse.Namespace) -> None:
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
     from llava.model.deltas import check_empty
-    from llava.model.loading.chat_template import choose_template, default_template
+    from llava.model.loading.chat_template import keep_template
     from llava.model.loading.checkpoint import inspect
     from llava.model.loading.folder import local_folder
 
@@ -34,9 +34,7 @@ def merge_lora(args: argparse.Namespace) -> None:
         args.model_path, args.model_base, name, device_map="cpu", torch_dtype=args.dtype
     )
     check_finite(model, args.dtype)
-    template = choose_template(str(args.model_path), model.config)
-    if template != default_template(model.config):
-        model.config.conv_mode = template  # the name, which chose it, is not that of the merged checkpoint
+    keep_template(str(args.model_path), model.config)
     model.save_pretrained(args.save_model_path)
     tokenizer.save_pretrained(args.save_model_path)
     print(f"{args.save_model_path}: {type(model).__name__}, {sum(p.numel() for p in model.parameters())} parameters")

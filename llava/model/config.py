@@ -150,8 +150,6 @@ class LlavaMptConfig(MultimodalConfig, MptConfig):
 
     model_type = "llava_mpt"
     attribute_map = {**MptConfig.attribute_map, "max_position_embeddings": "max_seq_len"}  # noqa: RUF012 (as in its base)
-    counts_tokens = True
-    """Its attention (ALiBi) counts tokens one by one, and takes no bias on keys."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

@@ -273,11 +273,21 @@ class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositi
         )
 
     @classmethod
-    def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:
-        """Loads as transformers does, from LLaVA's parameter names too. Most callers want `load_pretrained_model`."""
-        path = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+    def from_pretrained(
+        cls, *args: Any, key_mapping: dict[str, str] | None = None, inspected: bool = False, **kwargs: Any
+    ) -> Any:
+        """Loads as transformers does, from LLaVA's parameter names too. Most callers want `load_pretrained_model`.
+
+        Args:
+            *args: transformers' own, as `kwargs`.
+            key_mapping: regular expressions on the names of weights -> ours.
+            inspected: `config` names the tower that the checkpoint holds, as `loading.checkpoint.inspect` has found it.
+        """
         names = cls.weight_names if key_mapping is None else key_mapping
-        return super().from_pretrained(*args, key_mapping=names, **complete_arguments(cls, path, kwargs))
+        if not inspected:
+            path = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+            kwargs = complete_arguments(cls, path, kwargs)
+        return super().from_pretrained(*args, key_mapping=names, **kwargs)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Writes a checkpoint with LLaVA's parameter names, the tower and its image processor included."""

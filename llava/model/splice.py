@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.vision.image_tokens import ImageTokens
+from qlip.decoder_masks import counts_tokens
 from qlip.language_positions import ImageSpan, Placed, key_bias, place_tokens
 
 
@@ -87,7 +88,7 @@ def check_spans(config: Any, images: Iterable[ImageTokens]) -> None:
     Raises:
         ValueError: it would count tokens that have other positions, or lose their weights.
     """
-    if getattr(config, "counts_tokens", False):
+    if counts_tokens(config):
         for image in images:
             if image.span.positions is not None or image.span.sizes is not None:
                 raise ValueError(

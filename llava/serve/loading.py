@@ -129,6 +129,7 @@ def load_engine(
     from llava.serve.engine import ChatEngine
     from llava.serve.engine.templates import warn_of_guess
     from llava.utils import default_device, demo_model_path
+    from qlip.decoder_masks import counts_tokens
 
     model_path = str(args.model_path or demo_model_path())
     option = qlip_option(args)
@@ -138,7 +139,7 @@ def load_engine(
         config = inspect(local_folder(model_path)).config
         quadtree = bool(config.qlip if option is None else option)
         if takes_quadtree(config):  # by the settings that a language model needs which takes no others
-            restricted = getattr(config, "counts_tokens", False) and not config.qlip
+            restricted = counts_tokens(config) and not config.qlip
             option = option or (dict(ALIBI_SETTINGS) if restricted else True)
     tokenizer, model, image_processor, context_len = load_pretrained_model(
         model_path,

@@ -65,6 +65,13 @@ def choose_template(model_path: str, config: Any) -> str:
     return template_by_name(model_path) or template
 
 
+def keep_template(model_path: str, config: Any) -> None:
+    """Writes the template that a checkpoint's name told into its configuration, before it gets another name."""
+    template = choose_template(model_path, config)
+    if template != default_template(config):
+        config.conv_mode = template
+
+
 def template_by_name(model_path: str) -> str | None:
     """Finds the template that the name of a folder or hub id tells, a link's or its target's; None if it tells none."""
     names = [get_model_name_from_path(path).lower() for path in (model_path, os.path.realpath(model_path))]

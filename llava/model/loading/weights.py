@@ -59,6 +59,7 @@ def load_weights(
         checkpoint.folder,
         config=checkpoint.config,
         key_mapping=checkpoint.names,
+        inspected=True,
         **options,
     )
     if codes := sorted(name for name in loaded.unread if name.endswith(QUANTISED)):

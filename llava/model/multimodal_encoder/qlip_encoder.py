@@ -17,6 +17,7 @@ from llava.model.vision.anyres import TileLayout
 from llava.model.vision.image_tokens import ImageTokens, stack_features
 from llava.model.vision.quadtree_tiles import Cuts, cut_tile_pixels
 from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPOutput, QLIPVisionModel
+from qlip.decoder_masks import counts_tokens
 from qlip.mlp import PRIOR_FILE
 
 ALIBI_SETTINGS = {"llm_positions": "sequential", "llm_size_bias": 0.0, "llm_weight": "each", "budget": "score"}
@@ -47,7 +48,7 @@ def check_counting(config: Any, settings: QLIPConfig) -> None:
     Raises:
         ValueError: it can't.
     """
-    if not getattr(config, "counts_tokens", False):
+    if not counts_tokens(config):
         return
     for name, allowed in ALIBI_SETTINGS.items():
         if (value := getattr(settings, name)) != allowed:

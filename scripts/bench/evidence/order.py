@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
-from scripts.bench.evidence.answering.answers import Answers, Cell
+from scripts.bench.evidence.answering.answers import Answers, Cell, difference
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.flags import known_split
 from scripts.bench.evidence.answering.scene_sets import MEASURES, MIXED
@@ -25,8 +25,6 @@ from scripts.markdown_table import join_values, table_head, table_row
 
 if TYPE_CHECKING:
     import argparse
-
-    from qlip.tools.intervals import Estimate
 
 PAGE = Path("docs/results/order.md")
 ORDERS = ("score", "side")
@@ -73,14 +71,14 @@ def compare(answers: Answers, budget: int) -> str:
         if any(cell is None for cell in row):
             raise ValueError(f"there are no answers to {name!r} in all of {', '.join(way.name for way in ways)}")
         known = [cell for cell in row if cell]
-        shares = {column: _shares(known, kinds) for column, kinds in COLUMNS.items()}
+        shares = {column: find_shares(known, kinds) for column, kinds in COLUMNS.items()}
         for column, values in shares.items():
             means[column] += [values] if values else []
         models = sorted(entry["model"] for entry in known[-1].rows)
-        own = [_difference(*(cell.of_checkpoint(model) for cell in known[1:])).mean for model in models]
+        own = [difference(*([cell.of_checkpoint(model)] for cell in known[1:])).mean for model in models]
         differences.append(own)
         texts = [join_values(values) if values else "" for values in shares.values()]
-        change = interval(_difference(*known[1:]))
+        change = interval(difference(*([cell] for cell in known[1:])))
         lines.append(table_row([name.removeprefix(MIXED), f"{known[-1].tokens:.1f}", *texts, change, join_values(own)]))
     averages = [join_values(map(fmean, zip(*values, strict=True))) for values in means.values()]
     by_checkpoint = [fmean(own) for own in zip(*differences, strict=True)]
@@ -100,31 +98,17 @@ def summarise(answers: Answers) -> str:
         cells = [cell for cell in row if cell]
         if len(cells) < len(row):
             raise ValueError(f"there are no answers to {len(row) - len(cells)} of the sets by {way.name!r}")
-        shares = [[share for cell in cells for share in _shares([cell], kinds)] for kinds in COLUMNS.values()]
+        shares = [[share for cell in cells for share in find_shares([cell], kinds)] for kinds in COLUMNS.values()]
         tokens = f"{fmean(cell.tokens for cell in cells):.1f}"
         lines.append(table_row([way.name, tokens, *(f"{fmean(own):.1f}" if own else "" for own in shares)]))
     return "\n".join(lines)
 
 
-def _shares(cells: Sequence[Cell], kinds: Sequence[str]) -> list[float]:
+def find_shares(cells: Sequence[Cell], kinds: Sequence[str]) -> list[float]:
     """Computes the accuracy of each cell in %; none where these kinds were not asked."""
     if not all(kind in row["right"] for cell in cells for row in cell.rows for kind in kinds):
         return []
     return [cell.share(kinds) for cell in cells]
-
-
-def _difference(before: Cell, after: Cell) -> Estimate:
-    """Computes how many points more are right, over all kinds; all answers about a picture are one group."""
-    from qlip.tools.intervals import mean_interval
-
-    rows = {row["model"]: row for row in before.rows}
-    marks = [
-        (100.0 * (int(new) - int(old)), picture)
-        for row in after.rows
-        for kind, right in row["right"].items()
-        for new, old, picture in zip(right, rows[row["model"]]["right"][kind], row["pictures"][kind], strict=True)
-    ]
-    return mean_interval([mark for mark, _ in marks], [picture for _, picture in marks])
 
 
 if __name__ == "__main__":

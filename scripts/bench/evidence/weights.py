@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from llava.command import OneLineParser, parse_and_run
 from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
-from scripts.bench.evidence.answering.answers import Answers, Cell
+from scripts.bench.evidence.answering.answers import Answers, Cell, difference
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.flags import known_split
-from scripts.bench.evidence.answering.scene_sets import MEASURES
 from scripts.bench.evidence.answering.variants import SHIPPED, Variant
+from scripts.bench.evidence.order import COLUMNS, find_shares
 from scripts.bench.evidence.pages.fill import fill_page
 from scripts.bench.evidence.pages.tables import interval
 from scripts.markdown_table import table_head, table_row
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from qlip import QLIPConfig
 
 PAGE = Path("docs/results/weights.md")
-COLUMNS = {**MEASURES, "signs": ("sign",)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,10 +68,12 @@ def compare(answers: Answers, own: QLIPConfig) -> str:
             settings = way.resolve(own)
             if settings is None:
                 raise ValueError(f"the way {way.name!r} has no quadtree")
-            shares = [fmean(cell.share(kinds) for cell in asked_about(cells, kinds)) for kinds in COLUMNS.values()]
+            shares = [
+                fmean(share for cell in cells for share in find_shares([cell], kinds)) for kinds in COLUMNS.values()
+            ]
             more = ["", ""]
             if way != SHIPPED:
-                more = [gained(before[model], cells, kinds) for kinds in (None, COLUMNS["signs"])]
+                more = [interval(difference(before[model], cells, kinds)) for kinds in (None, COLUMNS["signs"])]
             values = [settings.size_bias, settings.llm_size_bias, *(f"{share:.1f}" for share in shares), *more]
             lines.append(table_row([model, *map(str, values)]))
     return "\n".join(lines)
@@ -93,29 +94,6 @@ def find_cells(answers: Answers, way: Variant) -> dict[str, list[Cell]]:
         if len(cells) < len(sets):
             raise ValueError(f"{model!r} has answers to {len(cells)} of {len(sets)} sets by {way.name!r}")
     return dict(sorted(found.items(), reverse=True))
-
-
-def asked_about(cells: Sequence[Cell], kinds: Sequence[str]) -> list[Cell]:
-    """Takes the cells in which all of these kinds were asked."""
-    return [cell for cell in cells if all(kind in cell.rows[0]["right"] for kind in kinds)]
-
-
-def gained(before: Sequence[Cell], after: Sequence[Cell], kinds: Sequence[str] | None) -> str:
-    """Formats how many points more are right, with the interval over scenes; None takes all kinds.
-
-    Sets of one kind of objects may share their scenes' seeds, but are different pictures: each is a group of its own.
-    """
-    from qlip.tools.intervals import mean_interval
-
-    marks = [
-        (100.0 * (int(new) - int(old)), (number, picture))
-        for number, (first, second) in enumerate(zip(before, after, strict=True))
-        for kind, right in second.rows[0]["right"].items()
-        if kinds is None or kind in kinds
-        for new, old, picture in zip(right, first.rows[0]["right"][kind], second.rows[0]["pictures"][kind], strict=True)
-    ]
-    groups = {group: index for index, group in enumerate(dict.fromkeys(group for _, group in marks))}
-    return interval(mean_interval([value for value, _ in marks], [groups[group] for _, group in marks]))
 
 
 if __name__ == "__main__":

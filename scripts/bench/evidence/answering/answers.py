@@ -57,6 +57,27 @@ class Cell:
         return Cell([row for row in self.rows if row["model"] == model])
 
 
+def difference(before: Sequence[Cell], after: Sequence[Cell], kinds: Iterable[str] | None = None) -> Estimate:
+    """Computes how many points more are right, with its interval; all answers about a picture are one group.
+
+    Args:
+        before: answers to some sets, a cell each.
+        after: other answers of the same checkpoints to the same sets.
+        kinds: of questions; all that were asked by default.
+    """
+    marks = []
+    for number, (first, second) in enumerate(zip(before, after, strict=True)):
+        rows = {row["model"]: row for row in first.rows}
+        marks += [
+            (100.0 * (int(new) - int(old)), (number, picture))
+            for row in second.rows
+            for kind, right in row["right"].items()
+            if kinds is None or kind in kinds
+            for new, old, picture in zip(right, rows[row["model"]]["right"][kind], row["pictures"][kind], strict=True)
+        ]
+    return mean_interval([mark for mark, _ in marks], [group for _, group in marks])
+
+
 class Answers:
     """The answers to one split, by way and set."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,6 +18,10 @@ class Area(NamedTuple):
     left: float
     bottom: float
     right: float
+
+    def overlaps(self, row: Any, col: Any, size: Any) -> Any:
+        """Whether a square of cells overlaps it; of numbers, or of tensors element by element."""
+        return (row < self.bottom) & (row + size > self.top) & (col < self.right) & (col + size > self.left)
 
 
 def text_area(sign: Sign, size: tuple[int, int], grid: tuple[int, int]) -> Area:
@@ -49,8 +53,7 @@ def share_at_full_size(leaves: Leaves, area: Area) -> float:
 
 def find_text(leaves: Leaves, area: Area) -> torch.Tensor:
     """Finds the leaves that overlap an area: bool (N,)."""
-    row, col, size = leaves.boxes.unbind(1)
-    return (row < area.bottom) & (row + size > area.top) & (col < area.right) & (col + size > area.left)
+    return area.overlaps(*leaves.boxes.unbind(1))
 
 
 def split_area(leaves: Leaves, area: Area) -> Leaves:
@@ -58,8 +61,7 @@ def split_area(leaves: Leaves, area: Area) -> Leaves:
     waiting, done = [tuple(box) for box in leaves.boxes.tolist()], []
     while waiting:
         row, col, size = waiting.pop()
-        is_inside = row < area.bottom and row + size > area.top and col < area.right and col + size > area.left
-        if size == 1 or not is_inside:
+        if size == 1 or not area.overlaps(row, col, size):
             done.append((row, col, size))
             continue
         half = size // 2
