@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qlip.command import USER_ERRORS, OneLineParser, format_error, names_folder, read_name, run_command
+from qlip.files import check_new_folder, written_whole
 
 __all__ = [
     "USER_ERRORS",
@@ -32,6 +33,7 @@ __all__ = [
     "real",
     "require_parent",
     "run_command",
+    "written_whole",
 ]
 
 
@@ -120,14 +122,6 @@ def require_parent(out: Path) -> None:
     """Raises FileNotFoundError unless the folder exists in which a file will be written, before any work is done."""
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"{out} can't be written: there is no folder {out.parent}")
-
-
-def check_new_folder(out: Path) -> None:
-    """Raises FileExistsError if something is at the folder that `--out` says to write, except for an empty folder."""
-    if out.is_dir() and any(out.iterdir()):
-        raise FileExistsError(f"--out {out} is not empty; name another folder, or empty it")
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"--out {out} is a file; name a folder")
 
 
 def _same_file(first: Path, second: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Atomic replacement of files."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 
@@ -22,3 +23,31 @@ def replacing(file: str | Path) -> Iterator[Path]:
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def check_new_folder(out: Path) -> None:
+    """Raises FileExistsError if something is at a folder that is to be written, except for an empty folder."""
+    if out.is_dir() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty; name another folder, or empty it")
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file; name a folder")
+
+
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """Yields a new folder to write into; its files move to `out` when the block ends without an error.
+
+    Args:
+        out: the folder that is meant; absent or empty, and so it stays after an error.
+    """
+    home = out if out.is_dir() else out.parent  # an empty `out` may be a mount, which nothing can be renamed to
+    home.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".partial-", dir=home) as partial:
+        folder = Path(partial) / "whole"
+        folder.mkdir()
+        yield folder
+        if out.is_dir():
+            for file in folder.iterdir():
+                file.rename(out / file.name)
+        else:
+            folder.rename(out)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +25,7 @@ from transformers import (
 )
 from transformers import LlavaConfig as TransformersConfig
 
-from llava.command import check_new_folder
+from llava.command import check_new_folder, written_whole
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -38,11 +36,12 @@ from llava.conversation import conv_templates
 from llava.image_geometry import read_pinpoints
 from llava.model.builder import load_pretrained_model
 from llava.model.config import TEXT_CONFIGS, LlavaMptConfig, MultimodalConfig, with_old_names
+from llava.model.generation_settings import drop_unused
 from llava.model.loading.chat_template import default_template, keep_template
 from llava.model.loading.checkpoint import Checkpoint, inspect
 from llava.model.loading.files import weight_shapes
 from llava.model.loading.folder import local_folder
-from llava.model.loading.quantization import stored_quantization
+from llava.model.loading.quantization import refuse_quantised
 from llava.model.loading.tokenizer import load_tokenizer
 from llava.model.loading.transformers_format import KEPT_FIELDS, TRANSFORMERS_NAMES
 from llava.model.loading.weights import MODELS
@@ -111,22 +110,6 @@ def convert_whole(checkpoint: Checkpoint, out: Path) -> Format:
     return target
 
 
-@contextmanager
-def written_whole(out: Path) -> Iterator[Path]:
-    """Makes a folder to write into; its files move to `out` when the block ends without an error."""
-    home = out if out.is_dir() else out.parent  # an empty `out` may be a mount, which nothing can be renamed to
-    home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=home) as partial:
-        folder = Path(partial) / "whole"
-        folder.mkdir()
-        yield folder
-        if out.is_dir():
-            for file in folder.iterdir():
-                file.rename(out / file.name)
-        else:
-            folder.rename(out)
-
-
 def merge(model_path: str, model_base: str | None, conv_mode: str | None, out: Path) -> None:
     """Writes a checkpoint in LLaVA's format together with what it lacks: its language model, its vision tower.
 
@@ -144,14 +127,6 @@ def merge(model_path: str, model_base: str | None, conv_mode: str | None, out: P
     model.config.conv_mode = conv_mode
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-
-
-def refuse_quantised(folder: Path) -> None:
-    """Raises ValueError if a checkpoint's weights are quantised: their codes have no place under other names."""
-    if stored_quantization(folder):
-        raise ValueError(
-            f"{folder} is quantised (quantization_config in config.json); convert the checkpoint that it was made from"
-        )
 
 
 def check_convertible(checkpoint: Checkpoint) -> None:
@@ -226,7 +201,7 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
         if getattr(generated, name) is None:
             setattr(generated, name, getattr(config, name))
     generated.pad_token_id = tokenizer.pad_token_id
-    generated.save_pretrained(out)
+    drop_unused(generated).save_pretrained(out)
     processor = (LlavaNextProcessor if tiles else LlavaProcessor)(
         image_processor=image_processor(checkpoint),
         tokenizer=tokenizer,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.command import OneLineParser, parse_and_run
+from llava.command import OneLineParser, check_new_folder, parse_and_run, written_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,22 +21,24 @@ def merge_lora(args: argparse.Namespace) -> None:
     """Loads the checkpoint on its base and saves the merged model."""
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
-    from llava.model.deltas import check_empty
     from llava.model.loading.chat_template import keep_template
     from llava.model.loading.checkpoint import inspect
     from llava.model.loading.folder import local_folder
+    from llava.model.loading.quantization import refuse_quantised
 
-    check_empty(args.save_model_path)
+    check_new_folder(args.save_model_path)
     if inspect(local_folder(args.model_path)).kind == "full":
         raise ValueError(f"--model-path {args.model_path} has all weights: there is nothing to merge into --model-base")
+    refuse_quantised(local_folder(args.model_base))
     name = get_model_name_from_path(args.model_path)
     tokenizer, model, _, _ = load_pretrained_model(
         args.model_path, args.model_base, name, device_map="cpu", torch_dtype=args.dtype
     )
     check_finite(model, args.dtype)
     keep_template(str(args.model_path), model.config)
-    model.save_pretrained(args.save_model_path)
-    tokenizer.save_pretrained(args.save_model_path)
+    with written_whole(args.save_model_path) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     print(f"{args.save_model_path}: {type(model).__name__}, {sum(p.numel() for p in model.parameters())} parameters")
 
 

@@ -9,12 +9,14 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llava.model.deltas import separate
 from llava.model.loading.checkpoint import Checkpoint
 from llava.model.loading.files import weight_files
 from llava.model.loading.transformers_format import TOWER_PREFIX
@@ -71,7 +73,7 @@ def with_rows(tensor: Tensor, rows: int) -> Tensor:
 def read(file: Path) -> Iterator[tuple[str, Tensor]]:
     """Reads names and tensors of a weight file, one at a time."""
     if file.suffix == ".bin":
-        yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+        yield from torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file)).items()
         return
     with safe_open(file, framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 (no mapping)
@@ -89,7 +91,7 @@ def names_in(file: Path) -> list[str]:
 def read_one(file: Path, name: str) -> Tensor:
     """Reads one tensor of a weight file."""
     if file.suffix == ".bin":
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)[name]
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))[name]
     with safe_open(file, framework="pt") as tensors:
         return tensors.get_tensor(name)
 
@@ -106,12 +108,7 @@ def dtype_of_files(folder: Path) -> torch.dtype:
 def write(out: Path, file_name: str, tensors: dict[str, Tensor], written: dict[str, str]) -> None:
     """Writes one safetensors file and notes in `written` what it holds."""
     name = re.sub(r"^pytorch_model(.*)\.bin$", r"model\1.safetensors", file_name)
-    whole, seen = {}, set[int]()  # safetensors takes no two tensors that share memory, as tied weights do
-    for key, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        whole[key] = tensor.clone() if place in seen else tensor.contiguous()
-        seen.add(place)
-    save_file(whole, out / name, {"format": "pt"})
+    save_file(separate(tensors), out / name, {"format": "pt"})
     written.update(dict.fromkeys(tensors, name))
 
 

@@ -30,7 +30,8 @@ if sys.argv[1] == "-c":
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as link:
     link.connect({address!r})
-    request = {{"arguments": sys.argv[1:], "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}}
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    request = {{"arguments": sys.argv[1:], "folder": os.getcwd(), "gpus": gpus}}
     link.sendall(json.dumps(request).encode() + b"\\n")
     done = json.loads(link.makefile().readline())
 sys.stdout.write(done["out"])
@@ -56,10 +57,15 @@ def run(arguments: list[str]) -> dict[str, str | int]:
     return {"out": out.getvalue(), "err": err.getvalue(), "code": code}
 
 
-def run_in_process(arguments: list[str], gpus: str) -> dict[str, str | int]:
-    """`run` in a separate process."""
+def run_in_process(arguments: list[str], folder: str, gpus: str) -> dict[str, str | int]:
+    """`run` in a separate process, in the client's folder."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = fork(lambda: sender.send(run(arguments)), CUDA_VISIBLE_DEVICES=gpus)
+
+    def work() -> None:
+        os.chdir(folder)
+        sender.send(run(arguments))
+
+    process = fork(work, CUDA_VISIBLE_DEVICES=gpus)
     sender.close()
     done = receiver.recv()
     process.join()
@@ -72,7 +78,8 @@ def start(folder: Path, processes: bool = False) -> Iterator[Path]:
 
     Args:
         folder: where it is written.
-        processes: run each command in a separate process, in parallel; else in this one, one at a time.
+        processes: run each command in a separate process, in parallel, in its client's folder; else in this one, one
+            at a time.
     """
     one_at_a_time = threading.Lock()
 
@@ -80,7 +87,7 @@ def start(folder: Path, processes: bool = False) -> Iterator[Path]:
         def handle(self) -> None:
             request = json.loads(self.rfile.readline())
             if processes:
-                done = run_in_process(request["arguments"], request["gpus"])
+                done = run_in_process(**request)
             else:
                 with one_at_a_time:
                     done = run(request["arguments"])

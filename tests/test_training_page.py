@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 from llava.train.flags import RENAMED, SWITCHES, own_fields, transformers_flags
 from qlip.config import QLIPConfig
 from scripts.training_memory import make_table
+from tests.interpreter import start
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "TRAINING.md").read_text(encoding="utf-8")
@@ -26,11 +26,12 @@ def test_the_example_runs_and_the_model_learns_it(tmp_path: Path) -> None:
     (example, *_) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
     assert len(example.splitlines()) <= 12
     (tmp_path / "playground").symlink_to(ROOT / "playground")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euc", example], cwd=tmp_path, env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    (tmp_path / "bin").mkdir()
+    with start(tmp_path / "bin", processes=True) as client:
+        done = subprocess.run(
+            ["bash", "-euc", example], cwd=tmp_path, env=os.environ | {"PATH": f"{client.parent}:{os.environ['PATH']}"},
+            capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "yes"
 

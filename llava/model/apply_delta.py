@@ -7,19 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.command import OneLineParser, parse_and_run
+from llava.command import OneLineParser, check_new_folder, parse_and_run
 
 
 def apply_delta(base_model_path: str, target_model_path: str | Path, delta_path: str) -> None:
     """Writes base plus delta into the folder `target_model_path`, with the delta's configuration and tokenizer.
 
     Raises:
-        ValueError: the delta has another base, or the folder is not empty.
+        FileExistsError: the folder is not empty.
+        ValueError: the delta has another base, or one of them is quantised or incomplete.
     """
-    from llava.model.deltas import add_base, check_empty, write_checkpoint
+    from llava.model.deltas import add_base, write_checkpoint
     from llava.model.loading.folder import local_folder
 
-    check_empty(Path(target_model_path))
+    check_new_folder(Path(target_model_path))
     delta = local_folder(delta_path)
     write_checkpoint(Path(target_model_path), add_base(delta, local_folder(base_model_path), 1), delta, str(delta_path))
 

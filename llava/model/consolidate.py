@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.command import OneLineParser, parse_and_run
+from llava.command import OneLineParser, check_new_folder, parse_and_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,19 +18,18 @@ def consolidate_ckpt(src_path: str, dst_path: str | Path) -> None:
     """Writes the checkpoint at `src_path` into the folder `dst_path`, its weights in float16.
 
     Raises:
-        ValueError: there are no weights, or ones that float16 does not hold, or quantised ones; or the folder is not
-            empty.
+        FileExistsError: the folder is not empty.
+        ValueError: there are no weights, or ones that float16 does not hold, or quantised ones.
     """
-    from llava.model.deltas import check_empty, read_weights, write_checkpoint
+    from llava.model.deltas import read_weights, write_checkpoint
     from llava.model.loading.folder import local_folder
-    from llava.model.loading.quantization import stored_quantization
+    from llava.model.loading.quantization import refuse_quantised
     from llava.model.utils import auto_upgrade
 
-    check_empty(Path(dst_path))
+    check_new_folder(Path(dst_path))
     source = local_folder(src_path)
     auto_upgrade(src_path)
-    if stored_quantization(source):
-        raise ValueError(f"{src_path} is quantised (quantization_config in config.json), so it has no float16 weights")
+    refuse_quantised(source)
     weights = read_weights(source)
     halves = {name: to_half(name, tensor) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     write_checkpoint(Path(dst_path), halves, source, str(src_path))

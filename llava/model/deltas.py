@@ -12,15 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llava.command import written_whole
 from llava.model.config import CONFIGS
 from llava.model.loading.chat_template import default_template, template_by_name
 from llava.model.loading.files import damaged, load_tensors, read_json, require_weights, state_dtype
+from llava.model.loading.quantization import refuse_quantised
 
-VOCABULARY = ("model.embed_tokens.weight", "transformer.wte.weight", "lm_head.weight")
+EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight")
+HEAD = "lm_head.weight"
+
+VOCABULARY = (*EMBEDDINGS, HEAD)
 """Weights that may have more rows than the base's: LLaVA appends image tokens."""
 
 ADDED = re.compile(r"mm_projector|vision_tower|image_newline")
@@ -62,23 +68,43 @@ def add_base(folder: Path, base: Path, sign: int) -> dict[str, Tensor]:
         sign: 1 or -1.
 
     Raises:
-        ValueError: the base lacks a tensor of the language model, or it has another shape.
+        ValueError: one of both lacks a tensor of the language model, or is quantised, or a tensor has another shape.
     """
-    below = read_weights(base)
-    weights = {}
-    for name, tensor in read_weights(folder).items():
-        if name not in below:
-            if not ADDED.search(name):
-                raise ValueError(f"{base} lacks {name!r}, which {folder} has: it is another model's base")
-            weights[name] = tensor
-            continue
-        own, rows = below[name].to(tensor.dtype), len(below[name])
-        more = name in VOCABULARY and len(tensor) > rows and tensor.shape[1:] == own.shape[1:]
-        if own.shape != tensor.shape and not more:
-            raise ValueError(f"{name} is {tuple(tensor.shape)} in {folder} and {tuple(own.shape)} in {base}")
-        weights[name] = tensor.clone()
-        weights[name][:rows] += sign * own
-    return weights
+    for place in (folder, base):
+        refuse_quantised(place)
+    found, below = read_weights(folder), read_weights(base)
+    whole, whole_base = with_head(found, folder), with_head(below, base)
+    for missing, place, other in ((whole.keys() - whole_base, base, folder), (whole_base.keys() - whole, folder, base)):
+        if names := sorted(name for name in missing if not ADDED.search(name)):
+            raise ValueError(f"{place} lacks {names[0]!r}, which {other} has: it is incomplete, or of another model")
+    return {
+        name: add_tensor(name, tensor, whole_base[name], sign, (folder, base)) if name in whole_base else tensor
+        for name, tensor in found.items()
+    }
+
+
+def with_head(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Adds the output layer where it is tied to the embeddings: files hold such a matrix once or twice."""
+    file = folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    tables = [weights[name] for name in EMBEDDINGS if name in weights]
+    return {HEAD: tables[0], **weights} if tables and ties_embeddings(config) else weights
+
+
+def ties_embeddings(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json ties the output layer to the embeddings, which MPT's does without saying so."""
+    return bool(config.get("tie_word_embeddings", "mpt" in config.get("model_type", "")))
+
+
+def add_tensor(name: str, tensor: Tensor, below: Tensor, sign: int, folders: tuple[Path, Path]) -> Tensor:
+    """Adds a base's tensor, or subtracts it; a vocabulary may have more rows than its base's."""
+    own, rows = below.to(tensor.dtype), len(below)
+    more = name in VOCABULARY and len(tensor) > rows and tensor.shape[1:] == own.shape[1:]
+    if own.shape != tensor.shape and not more:
+        raise ValueError(f"{name} is {tuple(tensor.shape)} in {folders[0]} and {tuple(own.shape)} in {folders[1]}")
+    changed = tensor.clone()
+    changed[:rows] += sign * own
+    return changed
 
 
 def write_checkpoint(out: Path, weights: dict[str, Tensor], source: Path, name: str) -> None:
@@ -88,20 +114,40 @@ def write_checkpoint(out: Path, weights: dict[str, Tensor], source: Path, name: 
     says the weights' dtype, and the prompt template where `name`, the checkpoint's folder or hub id, tells it: the new
     folder's may not.
     """
-    out.mkdir(parents=True, exist_ok=True)
     config = read_json(source / "config.json") if (source / "config.json").is_file() else {}
     named = named_places(config)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and (path.name in named or not WEIGHTS.search(path.name)):
-            shutil.copyfile(path, out / path.name)
-        elif path.is_dir() and path.name in named:
-            shutil.copytree(path, out / path.name)
-    dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
-    if config and len(dtypes) == 1:
-        values = state_template(state_dtype(config, dtypes.pop()), name)
-        (out / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
-    save_torch_state_dict(contiguous, out, max_shard_size="5GB", metadata={"format": "pt"})
+    with written_whole(out) as folder:
+        for path in sorted(source.iterdir()):
+            if path.is_file() and (path.name in named or not WEIGHTS.search(path.name)):
+                shutil.copyfile(path, folder / path.name)
+            elif path.is_dir() and path.name in named:
+                shutil.copytree(path, folder / path.name)
+        dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+        if config:
+            values = state_template(state_dtype(config, dtypes.pop()) if len(dtypes) == 1 else config, name)
+            (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        if repeats_embeddings(weights, config):
+            weights = {key: tensor for key, tensor in weights.items() if key != HEAD}
+        save_torch_state_dict(separate(weights), folder, max_shard_size="5GB", metadata={"format": "pt"})
+
+
+def repeats_embeddings(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
+    """Whether the output layer is the matrix of embeddings, by the configuration and in memory."""
+    if HEAD not in weights or not ties_embeddings(config):
+        return False
+    tables = [weights[name].untyped_storage().data_ptr() for name in EMBEDDINGS if name in weights]
+    return weights[HEAD].untyped_storage().data_ptr() in tables
+
+
+def separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies tensors that share memory, as those of .bin files may: safetensors takes no memory under two names."""
+    separated, seen = {}, set[int]()
+    for name, tensor in weights.items():
+        memory = tensor.untyped_storage()
+        shares = memory.data_ptr() in seen or memory.nbytes() != tensor.nbytes
+        separated[name] = tensor.clone(memory_format=torch.contiguous_format) if shares else tensor.contiguous()
+        seen.add(memory.data_ptr())
+    return separated
 
 
 def state_template(config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -119,9 +165,3 @@ def named_places(config: Mapping[str, Any]) -> set[str]:
     paths = [config.get("mm_vision_tower"), settings.get("mlp") if isinstance(settings, dict) else None]
     relative = [Path(path) for path in paths if isinstance(path, str) and not Path(path).is_absolute()]
     return {path.parts[0] for path in relative if path.parts and path.parts[0] != ".."}
-
-
-def check_empty(out: Path) -> None:
-    """Raises ValueError unless `out`, a checkpoint's future folder, is empty or does not exist."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already and not an empty folder; name a new one")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.command import OneLineParser, parse_and_run
+from llava.command import OneLineParser, check_new_folder, parse_and_run
 
 
 def make_delta(
@@ -16,14 +16,16 @@ def make_delta(
     """Writes target minus base into the folder `delta_path`, and uploads it to `hub_repo_id` if that is given.
 
     Raises:
-        ValueError: the target has another base, or is in transformers' format, or the folder is not empty.
+        FileExistsError: the folder is not empty.
+        ValueError: the target has another base, or is in transformers' format, or one of them is quantised or
+            incomplete.
     """
-    from llava.model.deltas import add_base, check_empty, write_checkpoint
+    from llava.model.deltas import add_base, write_checkpoint
     from llava.model.loading.files import read_json
     from llava.model.loading.folder import local_folder
     from llava.model.utils import auto_upgrade
 
-    check_empty(Path(delta_path))
+    check_new_folder(Path(delta_path))
     target = local_folder(target_model_path)
     auto_upgrade(target_model_path)
     if "vision_config" in read_json(target / "config.json"):

@@ -7,11 +7,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 
 import psutil
 
 DEADLINE = 120.0  # seconds within which a condition must become true
+
+
+def start_process(command: Sequence[str], log: str) -> subprocess.Popen[bytes]:
+    """Starts a command whose errors go to a file."""
+    with open(log, "ab") as errors:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
 
 
 class Program:
@@ -26,8 +33,8 @@ class Program:
 
     def start(self) -> None:
         """Starts it; it takes a while until it answers."""
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process)
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=self.log)
+        self.log = tempfile.NamedTemporaryFile()  # noqa: SIM115 (open as long as the process)
+        self.process = start_process(self.command, self.log.name)
 
     def last_words(self) -> str:
         """Reads the end of what it wrote to stderr."""

@@ -293,4 +293,4 @@ def test_command_line(tmp_path, capsys):
     command = ["--model-path", str(source), "--out", str(tmp_path / "out")]
     assert (main(command), capsys.readouterr().out) == (0, f"{tmp_path / 'out'}: transformers format\n")
     assert main(command) == 2
-    assert f"out {tmp_path / 'out'} is not empty; name another folder, or empty it\n" in capsys.readouterr().err
+    assert f"{tmp_path / 'out'} is not empty; name another folder, or empty it\n" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlavaForConditionalGeneration
+from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from llava.model.builder import load_pretrained_model
 from scripts.checkpoint_formats import convert
@@ -45,6 +45,19 @@ def test_both_formats_hold_the_same_model(tmp_path, kind, architecture):
         (tmp_path / "saved" / file.name).write_bytes(file.read_bytes())
     convert(str(tmp_path / "saved"), tmp_path / "ours")
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == [architecture]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}, {"eos_token_id": 2, "temperature": 0.2}],
+)
+def test_published_generation_settings_without_effect_are_no_obstacle(tmp_path, settings):
+    """As Vicuna's, which has a temperature and does not sample; transformers refuses to save those."""
+    source = write_checkpoint(tmp_path / "llava", "llama 3", make_oracle("llama 3"), mm_vision_config=VISION)
+    (source / "generation_config.json").write_text(json.dumps(settings))
+    convert(str(source), tmp_path / "theirs")
+    found = GenerationConfig.from_pretrained(tmp_path / "theirs")
+    assert (found.eos_token_id, found.temperature, found.top_p) == (2, None, None)
 
 
 def test_all_tokens_that_end_an_answer_are_kept(tmp_path):

@@ -9,15 +9,17 @@ import httpx
 import pytest
 
 from llava.images import ImageError, load_image
-from scripts.soak import hostile
+from scripts.soak import hostile, programs
 from scripts.soak.faults import soak
 from scripts.soak.report import Report
 from scripts.soak.scale import QUICK
 from scripts.soak.target import is_answer
+from tests.llava.serve.programs import ForkedProcess
 
 
 def test_the_servers_survive_a_short_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(programs, "start_process", ForkedProcess)  # without the imports of four models' processes
     assert asyncio.run(soak(QUICK)) == []
 
 

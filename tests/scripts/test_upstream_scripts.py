@@ -59,7 +59,12 @@ def test_a_merged_lora_is_a_checkpoint_of_its_own(tmp_path, oracle, capsys):
     assert merge_lora_weights.main([*flags, "--save-model-path", str(tmp_path / "out")]) == 0
     assert "LlavaLlamaForCausalLM" in capsys.readouterr().out
     assert merge_lora_weights.main([*flags, "--save-model-path", str(tmp_path / "out")]) == 2
-    assert "not an empty folder; name a new one" in capsys.readouterr().err
+    assert "is not empty; name another folder, or empty it" in capsys.readouterr().err
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"load_in_8bit": True}}))
+    assert merge_lora_weights.main([*flags, "--save-model-path", str(tmp_path / "none")]) == 2
+    assert f"{base} is quantised" in capsys.readouterr().err
+    (base / "config.json").write_text(json.dumps(config))
 
     model = load_pretrained_model(tmp_path / "out", device="cpu")[1]
     oracle.model.language_model.load_state_dict(

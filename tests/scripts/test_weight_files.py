@@ -1,11 +1,12 @@
-"""Weight files are written as safetensors takes them."""
+"""Weight files are read in every format of .bin, and written as safetensors takes them."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
-from scripts.weight_files import write
+from scripts.weight_files import dtype_of_files, read, write
 
 
 def test_weights_that_share_memory_are_written_as_two(tmp_path):
@@ -16,3 +17,12 @@ def test_weights_that_share_memory_are_written_as_two(tmp_path):
     found = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(found[name], table) for name in tensors)
     assert written == dict.fromkeys(tensors, "model.safetensors")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "as before PyTorch 1.6"])
+def test_bin_files_of_both_formats_are_read(tmp_path, zipped):
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.arange(6.0)}, file, _use_new_zipfile_serialization=zipped)
+    ((name, tensor),) = read(file)
+    assert name == "a" and torch.equal(tensor, torch.arange(6.0))
+    assert dtype_of_files(tmp_path) == torch.float32

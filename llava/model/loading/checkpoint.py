@@ -108,8 +108,11 @@ def find_kind(folder: Path) -> Kind:
 def read_config(values: dict[str, Any], folder: Path) -> tuple[ImageLanguageConfig, dict[str, str]]:
     """Reads and checks the configuration in a config.json; returns it with the names of its checkpoint's weights."""
     read_settings(values.get("qlip"))
-    if "text_config" in values and "vision_config" in values:
+    parts = [part for part in ("text_config", "vision_config") if part in values]
+    if len(parts) == 2:
         return config_from_transformers(values), TRANSFORMERS_NAMES
+    if parts and "mm_vision_tower" not in values:
+        raise ValueError(f"it holds {parts[0]} alone; a LLaVA of transformers has text_config and vision_config")
     config = config_from_llava(values, folder)
     if config.has_tower:
         check_projector_type(config.mm_projector_type)

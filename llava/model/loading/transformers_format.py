@@ -46,13 +46,11 @@ def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
     text["tie_word_embeddings"] = bool(values.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
     dtype = text.pop("dtype", None) or text.pop("torch_dtype", None)
     vision = vision_config({"model_type": "clip_vision_model", **values["vision_config"]})
-    # Without a [CLS] to keep, SigLIP's "full" is the patches.
-    keeps_cls = values.get("vision_feature_select_strategy") == "full" and vision.model_type == "clip_vision_model"
     return config_class(
         **text,
         mm_vision_config=vision.to_dict(),
         mm_vision_select_layer=select_layer(values.get("vision_feature_layer", -2)),
-        mm_vision_select_feature="cls_patch" if keeps_cls else "patch",
+        mm_vision_select_feature=select_feature(values, has_cls=vision.model_type == "clip_vision_model"),
         mm_projector_type="mlp2x_gelu",
         mm_hidden_size=vision.hidden_size,
         **tiling_from_transformers(values),
@@ -72,6 +70,25 @@ def select_layer(layers: Any) -> Any:
     if len(layers) != 1:
         raise ValueError(f"vision_feature_layer is {layers}; allowed is one layer; {ATTACH_HINT}")
     return layers[0]
+
+
+def select_feature(values: Mapping[str, Any], has_cls: bool) -> str:
+    """Reads transformers' `vision_feature_select_strategy` as LLaVA's `mm_vision_select_feature`.
+
+    Raises:
+        ValueError: it is unknown, or drops the first token of a tower without [CLS], which is a patch.
+    """
+    strategy = values.get("vision_feature_select_strategy", "default")
+    if strategy not in ("default", "full"):
+        raise ValueError(f"vision_feature_select_strategy is {strategy!r}; allowed are 'default' and 'full'")
+    if has_cls:
+        return "cls_patch" if strategy == "full" else "patch"
+    if strategy == "default":
+        raise ValueError(
+            "vision_feature_select_strategy is 'default' (as where it is left out), which drops the first token: of a"
+            " tower without [CLS], a patch; allowed is 'full'"
+        )
+    return "patch"
 
 
 def tiling_from_transformers(values: Mapping[str, Any]) -> dict[str, Any]:

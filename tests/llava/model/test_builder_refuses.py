@@ -142,6 +142,18 @@ def test_a_part_of_transformers_config_is_an_object(tmp_path, part):
         load_pretrained_model(path, device="cpu")
 
 
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_a_transformers_config_that_lacks_a_part_is_named(tmp_path, part):
+    """The tiny model's weights would not fit the defaults, those of LLaVA-7B, which takes gigabytes to find out."""
+    transformers_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (other,) = {"text_config", "vision_config"} - {part}
+    del config[part]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"config.json: it holds {other} alone"):
+        load_pretrained_model(tmp_path, device="cpu")
+
+
 def test_a_wrong_value_of_the_callers_names_no_file(folder):
     with pytest.raises(ValueError, match="^unknown QLIP setting aplha"):
         load_pretrained_model(str(folder), device="cpu", qlip={"aplha": 1})

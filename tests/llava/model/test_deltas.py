@@ -1,4 +1,4 @@
-"""make_delta, apply_delta and consolidate by LLaVA's flags, on files as users have them."""
+"""make_delta and apply_delta by LLaVA's flags, on files as users have them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,13 @@ from torch import Tensor
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import apply_delta, consolidate, make_delta
 from llava.model.builder import load_pretrained_model
-from llava.model.utils import auto_upgrade
-from qlip.mlp import CoordinateMLP
 from tests.llava.checkpoints import (
     IMAGE_TOKEN,
     TEXT,
     llava_config,
     llava_state,
-    make_llava_checkpoint,
     transformers_model,
     write_tokenizer,
-    write_tower,
 )
 
 PIXELS = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
@@ -127,122 +123,76 @@ def test_what_does_not_belong_together_is_one_line(base, target, tmp_path, capsy
     assert line.count("\n") == 1
     full = {"--base-model-path": base[0], "--target-model-path": target, "--delta-path": base[0]}
     assert make_delta.main(as_argv(full)) == 2
-    assert "not an empty folder; name a new one" in capsys.readouterr().err
+    assert "is not empty; name another folder, or empty it" in capsys.readouterr().err
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text(json.dumps(llava_config()))
     assert consolidate.main(["--src", str(tmp_path / "bare"), "--dst", str(tmp_path / "out")]) == 2
     assert "holds no weights" in capsys.readouterr().err
 
 
-def test_consolidating_writes_half_precision(target, oracle, tmp_path):
-    assert consolidate.main(["--src", str(target), "--dst", str(tmp_path / "half")]) == 0
-    for name, tensor in load_file(tmp_path / "half" / "model.safetensors").items():
-        assert torch.equal(tensor, llava_state(oracle)[name].half())
-    load_pretrained_model(tmp_path / "half", device="cpu")
+@pytest.mark.parametrize("quantised", ["base", "target"])
+def test_quantised_weights_are_not_computed_with(base, target, tmp_path, capsys, quantised):
+    """The codes of 8 bits have the shapes of weights."""
+    folders = {"base": base[0], "target": target}
+    folders[quantised] = Path(shutil.copytree(folders[quantised], tmp_path / quantised))
+    config = json.loads((folders[quantised] / "config.json").read_text())
+    config["quantization_config"] = {"load_in_8bit": True}
+    (folders[quantised] / "config.json").write_text(json.dumps(config))
+    flags = {"--base-model-path": folders["base"], "--target-model-path": folders["target"]}
+    assert make_delta.main(as_argv({**flags, "--delta-path": tmp_path / "delta"})) == 2
+    assert f"{folders[quantised]} is quantised" in capsys.readouterr().err
+    flags = {"--base-model-path": folders["base"], "--delta-path": folders["target"]}
+    assert apply_delta.main(as_argv({**flags, "--target-model-path": tmp_path / "again"})) == 2
+    assert f"{folders[quantised]} is quantised" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("name", "config", "template"),
-    [
-        ("llava-v1.6-34b", {}, "chatml_direct"),
-        ("llava-llama-2-13b-chat", {}, "llava_llama_2"),
-        ("llava-v1.6-34b", {"conv_mode": "llava_v0"}, "llava_v0"),
-        ("llava-llama-2-13b-chat", {"mm_vision_tower": None}, None),
-        ("llava-v1.5-7b", {}, None),
-    ],
-)
-def test_a_template_that_the_name_alone_told_is_written_down(tmp_path, name, config, template):
-    source = make_llava_checkpoint(tmp_path / name, **config)
-    assert consolidate.main(["--src", str(source), "--dst", str(tmp_path / "half")]) == 0
-    assert json.loads((tmp_path / "half" / "config.json").read_text()).get("conv_mode") == template
-
-
-def test_quantised_weights_have_no_half_precision(target, tmp_path, capsys):
-    source = tmp_path / "source"
-    shutil.copytree(target, source)
-    config = json.loads((source / "config.json").read_text()) | {"quantization_config": {"load_in_8bit": True}}
-    (source / "config.json").write_text(json.dumps(config))
-    assert consolidate.main(["--src", str(source), "--dst", str(tmp_path / "half")]) == 2
-    assert "is quantised (quantization_config in config.json)" in capsys.readouterr().err
-
-
-def test_a_folder_that_is_not_there_is_said_to_be_none(tmp_path, capsys):
-    assert consolidate.main(["--src", "/no/such", "--dst", str(tmp_path / "half")]) == 2
-    assert "there is no checkpoint folder '/no/such'" in capsys.readouterr().err
-
-
-def test_a_prior_and_a_tower_beside_the_weights_come_along_and_the_dtype_is_the_weights(oracle, tmp_path):
-    source = tmp_path / "source"
-    write_tower(source / "tower", oracle)
-    state = {name: tensor for name, tensor in llava_state(oracle).items() if "vision_tower" not in name}
-    save_file(state, source / "model.safetensors", {"format": "pt"})
-    CoordinateMLP(64, hidden=8, depth=1).save(source / "prior.safetensors")
-    qlip = {"interpolation": "mlp", "mlp": "prior.safetensors"}
-    config = llava_config(mm_vision_tower="tower", qlip=qlip, torch_dtype="bfloat16") | {"mm_vision_config": None}
-    (source / "config.json").write_text(json.dumps(config))
-    write_tokenizer(source)
-    for other in ("checkpoint-1", "optimizer.pt"):
-        (source / other).mkdir()
-    assert consolidate.main(["--src", str(source), "--dst", str(tmp_path / "half")]) == 0
-    kept = {
-        "config.json",
-        "model.safetensors",
-        "prior.safetensors",
-        "tower",
-        "tokenizer.model",
-        "tokenizer_config.json",
-    }
-    assert {file.name for file in (tmp_path / "half").iterdir()} == kept
-    model = load_pretrained_model(tmp_path / "half", device="cpu", torch_dtype="auto")[1]
-    assert model.dtype == torch.float16
-    assert model.get_vision_tower().settings.interpolation == "mlp"
-
-
-def test_old_bin_files_are_read_and_cut_ones_named(target, oracle, tmp_path, capsys):
-    old, cut = Path(shutil.copytree(target, tmp_path / "old")), Path(shutil.copytree(target, tmp_path / "cut"))
-    (old / "model.safetensors").unlink()
-    torch.save(llava_state(oracle), old / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    assert consolidate.main(["--src", str(old), "--dst", str(tmp_path / "half")]) == 0
-    whole = (cut / "model.safetensors").read_bytes()
-    (cut / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    assert consolidate.main(["--src", str(cut), "--dst", str(tmp_path / "none")]) == 2
-    assert "model.safetensors is damaged or cut short" in capsys.readouterr().err
-
-
-def test_a_weight_beyond_half_precision_is_named(target, tmp_path, capsys):
-    source = Path(shutil.copytree(target, tmp_path / "wide"))
-    state = load_file(source / "model.safetensors")
-    state["model.mm_projector.0.bias"][0] = 1e5
-    save_file(state, source / "model.safetensors", {"format": "pt"})
-    assert consolidate.main(["--src", str(source), "--dst", str(tmp_path / "half")]) == 2
-    assert "model.mm_projector.0.bias holds values up to 100000; float16 holds up to 65504" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("answer", ["y", "no", None])
-def test_a_first_versions_checkpoint_is_renamed_if_the_user_agrees(tmp_path, monkeypatch, answer):
-    old = llava_config(model_type="llama", architectures=["LlamaForCausalLM"], mm_projector_type="linear")
-    (tmp_path / "config.json").write_text(json.dumps(old))
-
-    def ask(prompt: str) -> str:
-        if answer is None:
-            raise EOFError
-        return answer
-
-    monkeypatch.setattr("builtins.input", ask)
-    if answer == "y":
-        auto_upgrade(str(tmp_path))
-        old |= {"model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"]}
-        monkeypatch.setattr("builtins.input", None)  # it is not asked again
-        auto_upgrade(str(tmp_path))
+def write_tied(folder: Path, state: dict[str, Tensor], as_bin: bool) -> Path:
+    """As transformers 4 wrote .bin files, with one memory under two names, or once."""
+    folder.mkdir(parents=True)
+    config = llava_config() if any("mm_projector" in name for name in state) else {"model_type": "llama", **TEXT}
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
+    if as_bin:
+        torch.save({**state, "lm_head.weight": state["model.embed_tokens.weight"]}, folder / "pytorch_model.bin")
     else:
-        with pytest.raises(ValueError, match=r"config\.json is unchanged"):
-            auto_upgrade(str(tmp_path))
-    assert json.loads((tmp_path / "config.json").read_text()) == old
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
-@pytest.mark.parametrize("config", [llava_config(), {"model_type": "llama", **TEXT}], ids=["llava", "a bare llama"])
-def test_other_checkpoints_are_left_as_they_are(tmp_path, config, monkeypatch):
-    monkeypatch.setattr("builtins.input", None)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    auto_upgrade(str(tmp_path))
-    assert json.loads((tmp_path / "config.json").read_text()) == config
+@pytest.mark.parametrize("target_as_bin", [False, True])
+@pytest.mark.parametrize("base_as_bin", [False, True])
+def test_tied_embeddings_are_the_output_layer_whether_they_are_stored_once_or_twice(
+    oracle, tmp_path, target_as_bin, base_as_bin
+):
+    wanted, below = llava_state(oracle), steps(llava_state(transformers_model(seed=1)))
+    target = write_tied(tmp_path / "target", wanted, target_as_bin)
+    text = {name: tensor for name, tensor in below.items() if "mm_projector" not in name and "vision" not in name}
+    base = write_tied(tmp_path / "base", text, base_as_bin)
+    flags = {"--base-model-path": base, "--delta-path": tmp_path / "delta"}
+    assert make_delta.main(as_argv({**flags, "--target-model-path": target})) == 0
+    assert apply_delta.main(as_argv({**flags, "--target-model-path": tmp_path / "again"})) == 0
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert ("lm_head.weight" in again) == target_as_bin
+    wanted = {**wanted, "lm_head.weight": wanted["model.embed_tokens.weight"]}
+    assert again and all(torch.equal(tensor, wanted[name]) for name, tensor in again.items())
+
+
+def test_a_delta_that_lacks_one_of_its_bases_weights_is_refused(delta, base, tmp_path, capsys):
+    partial = Path(shutil.copytree(delta, tmp_path / "partial"))
+    state = load_file(partial / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, partial / "model.safetensors", {"format": "pt"})
+    flags = {"--base-model-path": base[0], "--delta-path": partial, "--target-model-path": tmp_path / "again"}
+    assert apply_delta.main(as_argv(flags)) == 2
+    assert f"{partial} lacks 'model.layers.1.mlp.up_proj.weight'" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_template_is_written_down_beside_weights_of_several_dtypes(base, target, tmp_path):
+    named = Path(shutil.copytree(target, tmp_path / "llava-llama-2-x"))
+    state = load_file(named / "model.safetensors")
+    state = {name: tensor if "norm" in name else tensor.half() for name, tensor in state.items()}
+    save_file(state, named / "model.safetensors", {"format": "pt"})
+    flags = {"--base-model-path": base[0], "--target-model-path": named, "--delta-path": tmp_path / "delta"}
+    assert make_delta.main(as_argv(flags)) == 0
+    assert json.loads((tmp_path / "delta" / "config.json").read_text())["conv_mode"] == "llava_llama_2"

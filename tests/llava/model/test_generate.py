@@ -43,6 +43,7 @@ def pad(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"token_healing": True}, "token_healing is True; transformers reads the prompt anew from its text"),
         ({"prefill_chunk_size": 16}, "prefill_chunk_size is 16; a prompt with images runs whole"),
         ({"assistant_model": object()}, "assistant_model is not supported by these classes; .*attach QLIP"),
     ],

@@ -84,6 +84,19 @@ def test_logits_are_those_of_transformers(theirs, expected, tmp_path, place):
     assert torch.equal(process_images([photo], processor, model.config), plain(photo, return_tensors="pt").pixel_values)
 
 
+@pytest.mark.parametrize("strategy", ["default", None, "cls_patch"])
+def test_a_strategy_that_would_drop_a_patch_is_refused(theirs, tmp_path, strategy):
+    """As transformers' class does; where the key is left out, it drops the first as well."""
+    theirs.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["vision_feature_select_strategy"]
+    named = {} if strategy is None else {"vision_feature_select_strategy": strategy}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **named}))
+    with pytest.raises(ValueError, match="config.json: vision_feature_select_strategy is .*allowed"):
+        load_pretrained_model(tmp_path, device="cpu")
+
+
 @torch.no_grad()
 def test_the_uniform_tree_gives_the_same(theirs, expected, tmp_path):
     """SigLIP's convolution leaves out the pixels beyond the last whole cell; the tree's image has none."""

@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from typing import IO
 
 DEADLINE = 600  # seconds; a test that waits longer has failed
 CONTROLLER, WORKER = "llava.serve.controller", "tests.llava.serve.slow_worker"
 PRELOADED = [
     CONTROLLER,
     WORKER,
+    "llava.model.builder",
     "llava.serve.http.server",
     "llava.serve.workers.controller_app",
     "llava.serve.workers.heartbeat",
@@ -43,11 +45,37 @@ def has_ipv6() -> bool:
     return True
 
 
-def run_program(module: str, argv: list[str], output: Connection) -> None:
-    """Runs a program's main in this process, with its output to a pipe."""
+def run_program(module: str, argv: list[str], output: Connection | IO[bytes]) -> None:
+    """Runs a program's main in this process, with its output to a pipe or file."""
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output.fileno(), stream.fileno())
     sys.exit(importlib.import_module(module).main(argv))
+
+
+def run_logged(module: str, argv: list[str], log: str) -> None:
+    """Runs a program's main in this process, with its output to a file."""
+    with open(log, "ab") as output:
+        run_program(module, argv, output)
+
+
+class ForkedProcess:
+    """`python -m MODULE FLAG...` with its output in a file, and what `subprocess.Popen` has that the soak run uses."""
+
+    def __init__(self, command: list[str], log: str) -> None:
+        PROCESSES.set_forkserver_preload(PRELOADED)
+        self._process = PROCESSES.Process(target=run_logged, args=(command[2], command[3:], log))
+        self._process.start()
+        self.pid = self._process.pid or 0
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> int | None:
+        self._process.join(timeout)
+        return self.poll()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
 
 class Program:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -19,6 +19,7 @@ import qlip
 from llava.serve import cli
 from llava.serve.engine import explain
 from llava.utils import demo_model_path, demo_picture_path
+from tests.interpreter import fork
 from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
 
 
@@ -27,31 +28,41 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_llava_checkpoint(tmp_path_factory.mktemp("llava")))
 
 
-def run(*flags: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command with a stdin that nobody closes, which a one-shot run must not wait for."""
-    command = [sys.executable, "-m", "llava.serve.cli", *flags]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        process.wait(timeout=300)
-        return subprocess.CompletedProcess(command, process.returncode, process.stdout.read(), process.stderr.read())
-    finally:
-        process.kill()
-        process.communicate()
+def run(folder: Path, *flags: str) -> tuple[int | None, str, str]:
+    """Runs the command with a stdin that nobody closes, which a one-shot run must not wait for.
+
+    Returns:
+        Its exit code, and what it wrote to stdout and to stderr.
+    """
+    reader, writer = os.pipe()
+
+    def work() -> int:
+        with (
+            open(folder / "out", "w") as sys.stdout,
+            open(folder / "err", "w") as sys.stderr,
+            open(reader) as sys.stdin,
+        ):
+            return cli.main(list(flags))
+
+    process = fork(work)
+    process.join(300)
+    process.kill()
+    for end in (reader, writer):
+        os.close(end)
+    return process.exitcode, (folder / "out").read_text(), (folder / "err").read_text()
 
 
 def test_the_command_answers_each_prompt_on_a_line_and_alike_every_time(
-    checkpoint: str, picture: str, capsys: pytest.CaptureFixture[str]
+    checkpoint: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--model-path", checkpoint, "--image-file", picture, "--device", "cpu", "--max-new-tokens", "5"]
     flags += ["--prompt", "What?", "--prompt", "What?"]
-    done = run(*flags)
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    code, out, err = run(tmp_path, *flags)
+    assert code == 0, err
+    first, second = out.splitlines()
     assert first == second
     assert cli.main(flags) == 0
-    assert capsys.readouterr().out == done.stdout
+    assert capsys.readouterr().out == out
 
 
 def test_a_checkpoint_can_be_made_to_see_by_quadtree_and_drawn(
@@ -180,12 +191,12 @@ def test_a_missing_checkpoint_is_one_clear_line(
     assert "nothing" in captured.err
 
 
-def test_without_flags_the_command_talks_about_the_demo_picture_and_says_what_it_is() -> None:
-    done = run("--prompt", "What is in the picture?")
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1
-    assert "a tiny model that only knows coloured shapes and short signs" in done.stderr
-    assert "llava --model-path liuhaotian/llava-v1.5-7b --image-file" in done.stderr
+def test_without_flags_the_command_talks_about_the_demo_picture_and_says_what_it_is(tmp_path: Path) -> None:
+    code, out, err = run(tmp_path, "--prompt", "What is in the picture?")
+    assert code == 0, err
+    assert len(out.splitlines()) == 1
+    assert "a tiny model that only knows coloured shapes and short signs" in err
+    assert "llava --model-path liuhaotian/llava-v1.5-7b --image-file" in err
 
 
 def test_what_the_last_answer_depended_on_is_drawn_into_each_picture(

@@ -6,22 +6,20 @@ Of two processes process 0 saves the best checkpoint's weights at the end, if it
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from llava.train.train import train
+from llava.train.train import main, train
+from tests.interpreter import fork_main
 from tests.llava.checkpoints import make_llava_checkpoint
+from tests.llava.serve.programs import free_port
 from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import flags, logged
 
-ROOT = Path(__file__).parents[3]
 KINDS = "iitt" + "ttit" + "tttt" + "iiii" + "titi" + "itii"
 """Six steps of two samples per process: batches without images in one process, in the other, and in both."""
 
@@ -52,14 +50,15 @@ def write_questions(file: Path, images: list[str]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def launch(arguments: list[str]) -> None:
-    """Trains in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [*command, "-m", "llava.train.train", *arguments], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
+def launch(arguments: list[str], log: Path) -> None:
+    """Trains in two processes, told apart as torchrun tells its own (which the recipes' test runs)."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    processes = [
+        fork_main(main, *arguments, stderr=log, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)
+    ]
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0], log.read_text()[-3000:]
 
 
 def test_two_processes_train_as_one_and_resume(tmp_path: Path) -> None:
@@ -67,7 +66,7 @@ def test_two_processes_train_as_one_and_resume(tmp_path: Path) -> None:
     samples = write_data(tmp_path / "data", KINDS)
     write_questions(tmp_path / "questions.jsonl", [sample["image"] for sample in samples if "image" in sample])
     train(argv=make_flags(tmp_path, tmp_path / "one", per_device_train_batch_size=4))
-    launch(make_flags(tmp_path, tmp_path / "two", **WORST_IS_BEST))
+    launch(make_flags(tmp_path, tmp_path / "two", **WORST_IS_BEST), tmp_path / "two.log")
     losses = logged(tmp_path / "two")
     assert losses == pytest.approx(logged(tmp_path / "one"), abs=1e-5)
     assert len(losses) == 6 and losses[0] != pytest.approx(losses[-1], abs=0.01)
@@ -84,6 +83,6 @@ def test_two_processes_train_as_one_and_resume(tmp_path: Path) -> None:
 
     stopped = tmp_path / "stopped"  # as a run that was killed after its first checkpoint leaves it
     shutil.copytree(tmp_path / "two" / "checkpoint-3", stopped / "checkpoint-3")
-    launch(make_flags(tmp_path, stopped))
+    launch(make_flags(tmp_path, stopped), tmp_path / "stopped.log")
     assert logged(stopped) == pytest.approx(losses, abs=1e-5)
     assert logged(stopped, "target_tokens") == logged(tmp_path / "two", "target_tokens")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from llava.train.saving import checkpoints, rotate
+from llava.train.train import main
+from tests.interpreter import fork_main
 from tests.llava.checkpoints import write_shards
 from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import flags, logged, train_on, write_text_model
@@ -90,25 +91,23 @@ def test_a_checkpoint_without_some_weights_is_not_trained_on(bases, data, tmp_pa
         train_on(bases / "llava", data, tmp_path / "o", save_strategy="steps", save_steps=2, num_train_epochs=2)
 
 
-KILLED = """
-import os, signal, sys
-import transformers
-from llava.train.train import train
-whole = transformers.Trainer._save_rng_state
-def cut(self, folder):
-    if self.state.global_step == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    whole(self, folder)
-transformers.Trainer._save_rng_state = cut
-train(argv=sys.argv[1:])
-"""
+def test_a_run_that_is_killed_while_it_saves_continues_from_the_last_whole_checkpoint(
+    bases, data, tmp_path, monkeypatch
+):
+    whole = transformers.Trainer._save_rng_state
 
+    def cut(self, folder):
+        if self.state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        whole(self, folder)
 
-def test_a_run_that_is_killed_while_it_saves_continues_from_the_last_whole_checkpoint(bases, data, tmp_path):
     chosen = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, "per_device_train_batch_size": 2}
     arguments = flags(bases / "llava", data, tmp_path / "killed", **chosen)
-    run = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, timeout=300)
-    assert run.returncode == -signal.SIGKILL, run.stderr.decode()[-2000:]
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.Trainer, "_save_rng_state", cut)
+        run = fork_main(main, *arguments, stderr=tmp_path / "log")
+        run.join(300)
+    assert run.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()[-2000:]
     assert [folder.name for folder in checkpoints(tmp_path / "killed")] == ["checkpoint-2"]
     train_on(bases / "llava", data, tmp_path / "killed", **chosen)
     train_on(bases / "llava", data, tmp_path / "whole", **chosen)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 from llava.serve.web.handlers import Demo
 from llava.serve.web.launch import serve
 from llava.serve.web.page import PageText, build_page
+from tests.llava.serve.programs import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -36,12 +36,6 @@ DESKTOP, PHONE = (1440, 900), (390, 844)
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None and not os.environ.get("CI"), reason="no Chromium: apt-get install -y chromium"
 )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -10,8 +10,7 @@ import pytest
 from llava.serve.web.handlers import Demo
 from llava.serve.web.launch import NO_LINK, serve
 from llava.serve.web.page import PageText, build_page
-from tests.llava.serve.programs import has_ipv6
-from tests.llava.serve.web.pages import free_port
+from tests.llava.serve.programs import free_port, has_ipv6
 
 
 def test_a_page_on_an_ipv6_address_is_served_and_named_as_a_url(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
