@@ -236,6 +236,10 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
             if isinstance(error, RuntimeError) and not ran_out_of_memory(error):
                 raise
             print(f"llava: error: no attribution: {format_error(error)}", file=sys.stderr)
+        except KeyboardInterrupt:
+            if not is_terminal():
+                raise
+            print("llava: no attribution: stopped", file=sys.stderr)
         conversation.messages[-1][1] = break_image_token(text) or EMPTY
 
 

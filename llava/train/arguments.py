@@ -224,6 +224,8 @@ def check_modes(model: ModelArguments, training: TrainingArguments) -> None:
          "--unfreeze_mm_vision_tower trains"),
         (projector and training.freeze_mm_mlp_adapter, "--tune_mm_mlp_adapter trains what --freeze_mm_mlp_adapter "
          "freezes"),
+        (training.mm_projector_lr is not None and training.freeze_mm_mlp_adapter, "--mm_projector_lr is the learning "
+         "rate of what --freeze_mm_mlp_adapter freezes"),
         (training.bits != 16 and not (lora or projector), f"--bits {training.bits} freezes the language model; add "
          "--lora_enable True or --tune_mm_mlp_adapter True"),
         (training.bits != 16 and training.deepspeed is not None and _zero_stage(training) == 3,

@@ -39,6 +39,9 @@ SWITCHES = {
 }
 """Old switches -> what they mean today."""
 
+TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
+"""Words for a switch that is on, or off; in any case of letters."""
+
 DROPPED = {
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
     "overwrite_output_dir": "a run continues from the last checkpoint in --output_dir; name a new folder to start over",
@@ -176,6 +179,7 @@ def modernise(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], list[str]
     today: list[str] = []
     settings: dict[str, Any] = {}
     warnings: list[str] = []
+    switches: dict[str, bool] = {}  # the last of equal flags counts
     for name, given in _choose_warmup(_split(argv)):
         newer = RENAMED.get(name, name)
         if name.startswith(QLIP_PREFIX):
@@ -187,14 +191,26 @@ def modernise(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], list[str]
         elif name in known or (name.startswith("no_") and name.removeprefix("no_") in known):
             today += [f"--{name}", *given]
         elif name in SWITCHES:
-            today += SWITCHES[name] if not given or read_value(given[0]) else []
+            switches[name] = not given or _is_on(name, given)
         elif name in DROPPED:
             warnings.append(f"--{name} is not read: {DROPPED[name]}")
         else:
             raise ValueError(f"unknown flag --{name}{_suggest(name, known)}; --help lists all")
+    today += [argument for name, is_on in switches.items() if is_on for argument in SWITCHES[name]]
     if settings:
         QLIPConfig.from_dict(settings)
     return today, settings, warnings
+
+
+def _is_on(name: str, given: Sequence[str]) -> bool:
+    """Reads the value of a switch by the words that transformers takes.
+
+    Raises:
+        ValueError: it is another word, or there are several.
+    """
+    if len(given) == 1 and (word := given[0].lower()) in TRUE + FALSE:
+        return word in TRUE
+    raise ValueError(f"--{name} is {' '.join(given)}; allowed are {', '.join(TRUE)}, {', '.join(FALSE)}")
 
 
 def _split(argv: Sequence[str]) -> list[tuple[str, list[str]]]:

@@ -16,6 +16,7 @@ from llava.constants import IGNORE_INDEX
 from llava.train.checkpointed_trainer import CheckpointedTrainer
 from llava.train.data.loaders import make_loader, share_batches
 from llava.train.data.token_batches import TokenBatchSampler
+from llava.train.plan import plan_steps, token_budget
 from llava.train.sampler import LengthGroupedSampler as LengthGroupedSampler  # LLaVA's path of this and the next two
 from llava.train.sampler import choose_sampler
 from llava.train.sampler import get_modality_length_grouped_indices as get_modality_length_grouped_indices
@@ -23,10 +24,6 @@ from llava.train.sampler import split_to_even_chunks as split_to_even_chunks
 from llava.train.throughput import BatchCounts, Throughput, gather_objects
 
 logger = logging.getLogger(__name__)
-
-SAMPLES = "samples in the data"
-STEP_SAMPLES = "samples a step (batch size x accumulation x processes)"
-STEP_TOKENS = "tokens a step (--batch_tokens x accumulation x processes)"
 
 
 class LLaVATrainer(CheckpointedTrainer):
@@ -76,21 +73,8 @@ class LLaVATrainer(CheckpointedTrainer):
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What decides on the samples of each step, by flags: a run continues only one that has the same."""
-        args: Any = self.args
-        together = args.gradient_accumulation_steps * args.world_size
-        by_tokens = args.pack or args.batch_tokens is not None
-        return {
-            SAMPLES: len(self.train_dataset) if self.train_dataset is not None else 0,
-            STEP_SAMPLES: None if by_tokens else args.train_batch_size * together,
-            STEP_TOKENS: self._token_budget * together if by_tokens else None,
-            "--pack": bool(args.pack),
-            "--data_seed or --seed": self._seed,
-        }
-
-    @property
-    def _token_budget(self) -> int:
-        return self.args.batch_tokens or self.args.train_batch_size * self.args.model_max_length
+        """What decides on the samples of each step; see `plan_steps`."""
+        return plan_steps(self.train_dataset, self.args, self._seed, self.lengths)
 
     def get_train_dataloader(self) -> DataLoader:
         """Builds the loader of training batches: of a number of samples, or of a number of tokens."""
@@ -101,7 +85,7 @@ class LLaVATrainer(CheckpointedTrainer):
             raise ValueError("batch_tokens and pack need the training data set and the lengths of its samples")
         sampler = TokenBatchSampler(
             self.lengths,
-            self._token_budget,
+            token_budget(args),
             args.model_max_length if args.pack else None,
             args.world_size,
             args.process_index,
@@ -152,8 +136,24 @@ class LLaVATrainer(CheckpointedTrainer):
     # Log and evaluation
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds throughput, padding and memory to the log lines of training steps."""
-        super().log(logs | self.throughput.report() if "loss" in logs else logs, start_time)
+        """Adds throughput, padding and memory to the log lines of training steps, and the projector's learning rate."""
+        if "loss" in logs:
+            logs = logs | self._projector_rate() | self.throughput.report()
+        super().log(logs, start_time)
+
+    def _get_learning_rate(self) -> float:
+        """Finds the rate of the first weights that are trained; transformers would take that of an empty group."""
+        groups = getattr(self.optimizer, "param_groups", [])
+        trained = [group for group in groups if group["params"]]
+        if self.is_deepspeed_enabled or len(trained) == len(groups):
+            return super()._get_learning_rate()
+        return float(trained[0]["lr"])
+
+    def _projector_rate(self) -> dict[str, float]:
+        """Finds the projector's learning rate, where it has its own beside others."""
+        groups = [group for group in getattr(self.optimizer, "param_groups", []) if group["params"]]
+        own = [group["lr"] for group in groups if group.get("is_projector")]
+        return {"projector_learning_rate": float(own[0])} if 0 < len(own) < len(groups) else {}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measures the loss on the evaluation's samples, and the share of right answers to its questions."""

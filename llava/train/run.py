@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -23,7 +23,8 @@ from llava.train.data.dataset import make_supervised_data_module
 from llava.train.data.lengths import measure_lengths
 from llava.train.evaluation import QuestionEvaluation
 from llava.train.llava_trainer import LLaVATrainer
-from llava.train.saving import TOTALS_FILE, checkpoints, safe_save_model_for_hf_trainer
+from llava.train.plan import check_resumed_plan
+from llava.train.saving import checkpoints, safe_save_model_for_hf_trainer
 from llava.train.throughput import gather_objects
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     set_seed(training.seed)  # before a new projector and adapters are drawn
     tokenizer, model, template = assemble(args, attn_implementation)
     data = make_data(args, tokenizer, model, template)
+    if data["eval_dataset"] is not None:
+        check_evaluation(data["eval_dataset"])
     evaluator = QuestionEvaluation.of(args.data, training, tokenizer)
     lengths = None
     if training.pack or training.batch_tokens is not None:
@@ -112,6 +115,21 @@ def make_data(
     data.preparer = None if tower is None else Preparer.of(tower).by_score()
     data.pack = args.training.model_max_length if args.training.pack else None
     return make_supervised_data_module(tokenizer, data)
+
+
+def check_evaluation(samples: Any) -> None:
+    """Checks that a sample of the evaluation can be used: the first evaluation may come after hours.
+
+    Raises:
+        ValueError: none can.
+    """
+    reasons = []
+    for index in range(len(samples)):
+        item = samples[index]
+        if "skipped" not in item:
+            return
+        reasons.append(item["skipped"].reason)
+    raise ValueError(f"no sample of the evaluation (--eval_data_path) can be used: {'; '.join(reasons[:3])}")
 
 
 def find_resume(training: Any) -> str | None:
@@ -209,24 +227,6 @@ def check_resumed_adapter(folder: Path, model: Any) -> None:
             raise ValueError(
                 f"--{flag} is {value!r}, but {folder} was trained with {saved[name]!r}; give that, or another"
                 " --output_dir"
-            )
-
-
-def check_resumed_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Checks that a checkpoint's steps took the samples that this run's would, see `LLaVATrainer.plan`.
-
-    transformers counts steps alone: where they took others, samples are left out or trained on once more.
-
-    Raises:
-        ValueError: they do not.
-    """
-    file = folder / TOTALS_FILE
-    saved = read_json(file).get("plan", {}) if file.is_file() else {}
-    for name, value in plan.items():
-        if (before := saved.get(name, value)) != value:
-            raise ValueError(
-                f"{folder} was trained with {name}: {before}, and this run has {value}, so that samples would be left"
-                " out or trained on again; give the same, or another --output_dir to start over"
             )
 
 

@@ -88,7 +88,12 @@ def run_training(argv: Sequence[str] | None, attn_implementation: str | None) ->
         with logging_redirect_tqdm():  # lines do not run into the progress bar
             train(attn_implementation, arguments)
 
-    return run_command(program, work, interrupted="stopped; the same command continues from the last checkpoint")
+    return run_command(
+        program,
+        work,
+        interrupted="stopped; the same command continues from the last checkpoint, if"
+        " --output_dir has one (--save_steps)",
+    )
 
 
 if __name__ == "__main__":

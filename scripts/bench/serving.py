@@ -105,7 +105,7 @@ def requests(count: int, preset: str, max_new_tokens: int) -> list[dict[str, Any
 
 async def ask(client: httpx.AsyncClient, model: str, request: dict[str, Any]) -> Sample:
     """Sends one request and reads its answer to the end."""
-    from llava.serve.workers.protocol import read_frames
+    from llava.serve.workers.frames import read_frames
 
     start, first, last = time.perf_counter(), None, b"{}"
     async with client.stream("POST", "/worker_generate_stream", json={"model": model, **request}) as reply:

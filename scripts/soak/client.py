@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from llava.conversation import conv_templates
-from llava.serve.workers.protocol import read_frames
+from llava.serve.workers.frames import read_frames
 from llava.utils import demo_picture_path
 from scripts.soak import hostile
 from scripts.soak.programs import DEADLINE, Program

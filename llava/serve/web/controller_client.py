@@ -30,8 +30,8 @@ from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import AnswerPiece, FirstPass, Query, pixels_of
 from llava.serve.web.clip_sizes import NATIVE_SIZE, PATCH_SIZE
 from llava.serve.web.encoded_pictures import encode_pictures
-from llava.serve.workers import protocol
-from llava.serve.workers.protocol import ErrorCode
+from llava.serve.workers import frames, protocol
+from llava.serve.workers.frames import ErrorCode
 from llava.tls import tls_context
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
@@ -188,7 +188,7 @@ class ControllerBackend:
         ):
             await check(reply)
             yield AnswerPiece()  # the request is accepted
-            async for frame in frames(reply.aiter_bytes()):
+            async for frame in read_stream(reply.aiter_bytes()):
                 message = read_frame(frame)
                 reason = message.get("finish_reason")  # our workers' last frame has it
                 yield AnswerPiece(
@@ -216,14 +216,14 @@ class ControllerBackend:
             ) from None
 
 
-async def frames(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def read_stream(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yields the frames of a stream.
 
     Raises:
         RequestError: the stream is not in LLaVA's protocol.
     """
     try:
-        async for frame in protocol.read_frames(chunks, MAX_FRAME):
+        async for frame in frames.read_frames(chunks, MAX_FRAME):
             yield frame
     except ValueError:
         raise protocol_error() from None
@@ -236,7 +236,7 @@ def read_frame(frame: bytes) -> dict[str, Any]:
         RequestError: the frame reports an error, or is not in LLaVA's protocol.
     """
     try:
-        code = ErrorCode(protocol.parsed(protocol.Frame, frame).error_code)
+        code = ErrorCode(protocol.parsed(frames.Frame, frame).error_code)
     except ValueError:
         raise protocol_error() from None
     message = json.loads(frame)
@@ -271,7 +271,7 @@ async def check(reply: httpx.Response) -> None:
     """Raises RequestError for a refused request, with the server's reason if it gives one."""
     if reply.is_success:
         return
-    body = (await reply.aread()).rstrip(protocol.END)
+    body = (await reply.aread()).rstrip(frames.END)
     try:
         failure = reported_error(json.loads(body), "refused")
     except (ValueError, LookupError, TypeError):

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 
 from llava.serve.http.auth import bearer_header
-from llava.serve.workers.protocol import ErrorCode, WorkerStatus, parsed, split_frames
+from llava.serve.workers.frames import ErrorCode, split_frames
+from llava.serve.workers.protocol import WorkerStatus, parsed
 from llava.tls import tls_context
 from qlip.command import escaped
 

@@ -13,9 +13,9 @@ from starlette.responses import Response
 
 from llava.serve.engine.errors import EngineClosed
 from llava.serve.http.failures import Failure, RequestError, explain
-from llava.serve.workers import protocol
+from llava.serve.workers import frames, protocol
 from llava.serve.workers.client import Timeouts, WorkerClient, WorkerStopped, read_short
-from llava.serve.workers.protocol import ErrorCode
+from llava.serve.workers.frames import ErrorCode
 from llava.serve.workers.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -133,14 +133,14 @@ class Dispatcher:
             hops: The controllers that have forwarded it.
         """
         if self.stopping:
-            return protocol.error_reply(explain(EngineClosed()))
+            return frames.error_reply(explain(EngineClosed()))
         if self.instance in hops or len(hops) >= MAX_HOPS:
             message = f"the request has passed {len(hops)} controllers; they are registered with each other in a circle"
-            return protocol.error_reply(Failure(508, "loop_detected", message))
+            return frames.error_reply(Failure(508, "loop_detected", message))
         try:
             model = protocol.parsed(protocol.ModelRequest, body).model
         except ValueError as error:
-            return protocol.error_reply(explain(error))
+            return frames.error_reply(explain(error))
         tried: list[str] = []
         refusal: Response | None = None
         while (name := await self.choose(model, tried)) is not None:
@@ -150,7 +150,7 @@ class Dispatcher:
             except (httpx.HTTPError, WorkerStopped) as error:
                 self.registry.finish(name)
                 failure = self._unreachable(name, error)
-                refusal = protocol.error_reply(failure, ErrorCode.UNREACHABLE)
+                refusal = frames.error_reply(failure, ErrorCode.UNREACHABLE)
                 if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | WorkerStopped):
                     break
                 continue
@@ -158,7 +158,7 @@ class Dispatcher:
                 self.registry.finish(name)
                 raise
             if reply.status_code == 200:
-                return protocol.FrameStream(self._frames(name, reply), partial(self._close, name, reply))
+                return frames.FrameStream(self._frames(name, reply), partial(self._close, name, reply))
             refusal = await self._refusal(name, reply)
             if reply.status_code == 404:  # another model has taken its place
                 await self._refresh_worker(name)
@@ -174,28 +174,28 @@ class Dispatcher:
         """Yields a worker's frames; the last one is an error if the worker disconnects or sends anything else."""
         begun = False
         try:
-            async for frame in protocol.read_frames(self.client.read_answer(name, reply)):
+            async for frame in frames.read_frames(self.client.read_answer(name, reply)):
                 yield _checked(frame)
                 begun = True
             if not begun:
                 raise ValueError("the reply is empty")
         except (httpx.HTTPError, WorkerStopped) as error:
-            yield protocol.error_frame(self._unreachable(name, error), ErrorCode.UNREACHABLE)
+            yield frames.error_frame(self._unreachable(name, error), ErrorCode.UNREACHABLE)
         except ValueError as error:
             logger.error("%s sent an invalid frame: %s", name, error)
-            yield protocol.error_frame(_invalid_answer("something other than an answer"))
+            yield frames.error_frame(_invalid_answer("something other than an answer"))
 
     async def _refusal(self, name: str, reply: httpx.Response) -> Response:
         """Builds the reply to a client whose worker did not answer with a stream."""
         if reply.status_code in (401, 403):  # an error of the controller, not of the client
             await self._close(name, reply)
             message = "the worker does not accept the controller; start both with the same worker token"
-            return protocol.error_reply(Failure(502, "worker_refused", message))
+            return frames.error_reply(Failure(502, "worker_refused", message))
         try:
-            body = _checked((await read_short(reply)).rstrip(protocol.END))
+            body = _checked((await read_short(reply)).rstrip(frames.END))
         except (httpx.HTTPError, ValueError):
             logger.error("%s replied with HTTP %d and no frame", name, reply.status_code)
-            return protocol.error_reply(_invalid_answer(f"HTTP {reply.status_code}"))
+            return frames.error_reply(_invalid_answer(f"HTTP {reply.status_code}"))
         finally:
             await self._close(name, reply)
         headers = {key: reply.headers[key] for key in ("Retry-After",) if key in reply.headers}
@@ -219,7 +219,7 @@ class Dispatcher:
             failure = Failure(404, "model_not_found", f"no worker serves {model!r}; served: {', '.join(known)}")
         else:
             failure = Failure(503, "no_worker", "no worker is registered; start one, or try again soon", 10)
-        return protocol.error_reply(failure, ErrorCode.NO_WORKER)
+        return frames.error_reply(failure, ErrorCode.NO_WORKER)
 
 
 def _checked(frame: bytes) -> bytes:
@@ -228,8 +228,8 @@ def _checked(frame: bytes) -> bytes:
     Raises:
         ValueError: it is not a frame of LLaVA's protocol.
     """
-    protocol.parsed(protocol.Frame, frame)
-    return frame + protocol.END
+    frames.check_frame(frame)
+    return frame + frames.END
 
 
 def _invalid_answer(answer: str) -> Failure:

@@ -28,7 +28,7 @@ from llava.serve.http.replies import error_response
 from llava.serve.openai.app import CountedAPI, add_openai_routes
 from llava.serve.openai.chat import APISettings, qlip_of
 from llava.serve.openai.replies import CompletionUsage
-from llava.serve.workers import protocol
+from llava.serve.workers import frames, protocol
 
 SILENCE = 4.0  # seconds after which the last frame is repeated: LLaVA's web server gives up after 10
 ANSWERS, STATUS = "/worker_generate_stream", "/worker_get_status"
@@ -74,9 +74,9 @@ class ModelWorker:
         except Exception as error:  # the client gets a frame for any error, which is all that it can read
             failure = explain(error)
             metrics.failed(failure)
-            return protocol.error_reply(failure)
+            return frames.error_reply(failure)
         reply = WorkerReply(request.prompt, answer, metrics)
-        return protocol.FrameStream(reply.frames(self.stream_interval, self.silence), reply.finish)
+        return frames.FrameStream(reply.frames(self.stream_interval, self.silence), reply.finish)
 
     def _check_model(self, name: str) -> None:
         """Raises RequestError if a request names a model, and it is not this worker's, as after a restart with another.
@@ -117,15 +117,15 @@ class WorkerReply:
                 text += piece
                 if not piece or self.answer.row.generated - sent >= interval:
                     sent = self.answer.row.generated
-                    yield protocol.frame(text)
+                    yield frames.frame(text)
         except (GenerationError, MemoryError) as error:
             self.failed = True
             failure = explain(error)
             self.metrics.failed(failure)
-            yield protocol.error_frame(failure)
+            yield frames.error_frame(failure)
             return
         usage = CompletionUsage.of(self.answer).model_dump()
-        yield protocol.frame(text, {"finish_reason": self.answer.finish_reason, "usage": usage})
+        yield frames.frame(text, {"finish_reason": self.answer.finish_reason, "usage": usage})
 
     async def finish(self) -> None:
         """Counts the answer; cancels it if it has not ended, since its client reads no more."""

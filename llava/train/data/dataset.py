@@ -23,6 +23,7 @@ from llava.conversation import Conversation
 from llava.model.vision.prepared_image import PreparedImage
 from llava.model.vision.preparer import Preparer, Unreadable
 from llava.train.data.collator import DataCollatorForSupervisedDataset
+from llava.train.data.image_files import make_finder
 from llava.train.data.labels import Turn, encode_conversation
 from llava.train.data.samples import Sample, open_samples
 from llava.train.throughput import Skipped
@@ -105,11 +106,15 @@ class LazySupervisedDataset(Dataset):
                 visual tokens, by default the tokenizer's `model_max_length`) and `max_bad_samples`.
 
         Raises:
-            FileNotFoundError, ValueError: see `open_samples`; or samples have images, and the model has no tower, or
-                there is no image folder.
+            FileNotFoundError, ValueError: see `open_samples`, whose images are looked for in the image folder; or
+                samples have images, and the model has no tower, or there is no image folder.
         """
+        folder = Path(data_args.image_folder or "")
         self.samples = open_samples(
-            data_path, getattr(data_args, "max_bad_samples", 10), getattr(data_args, "path_flag", "--data_path")
+            data_path,
+            getattr(data_args, "max_bad_samples", 10),
+            getattr(data_args, "path_flag", "--data_path"),
+            make_finder(folder) if folder.is_dir() else None,
         )
         self.tokenizer = tokenizer
         self.data_args = data_args

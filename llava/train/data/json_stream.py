@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ CHUNK = 2**20
 
 LONGEST_ITEM = 2**26
 """Most bytes of an item; a longer one is most likely an error, such as a quotation mark that is missing."""
+
+LONGEST_INTEGER = 4300
+"""Digits of the longest whole number that Python converts."""
 
 BLANKS = " \t\n\r"
 """What JSON allows between values."""
@@ -37,12 +41,17 @@ class Item(NamedTuple):
     """Why it has no value; None if it has one."""
 
 
+def _read_integer(digits: str) -> float:
+    """Reads a whole number; one of more digits than Python converts is infinite, since no field that is read is one."""
+    return int(digits) if len(digits) <= LONGEST_INTEGER else math.inf
+
+
 class Decoder:
     """Decodes JSON values; NaN and Infinity, which Python's own decoder takes, are errors."""
 
     def __init__(self) -> None:
         self._unlawful: list[str] = []
-        self._decoder = json.JSONDecoder(parse_constant=self._unlawful.append)
+        self._decoder = json.JSONDecoder(parse_constant=self._unlawful.append, parse_int=_read_integer)
 
     def decode_at(self, text: str, start: int) -> tuple[Any, int, str | None]:
         """Decodes the value that begins at `start`.

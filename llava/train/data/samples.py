@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,33 +213,39 @@ class Samples(Sequence[Sample]):
         return f"{self.files[self._file[index]]}: sample {self._number[index]}"
 
 
-def open_samples(path: str | Path, max_bad: int = 10, flag: str = "--data_path") -> Samples:
+def open_samples(
+    path: str | Path, max_bad: int = 10, flag: str = "--data_path", exists: Callable[[str], bool] | None = None
+) -> Samples:
     """Checks the samples of a JSON list, a file of JSON lines, or a folder of such files, and notes where they are.
 
     Reads every file once; a note of 40 bytes per sample is all that is kept.
 
     Args:
         path: the file, or the folder, whose files are taken in the order of their names.
-        max_bad: malformed samples that are logged and left out; more are an error.
+        max_bad: malformed samples, which are logged and left out, and ones without their image file, which are left out
+            when they are asked for; more are an error.
         flag: what names the path on the command line, for errors.
+        exists: whether an image's path is there; None does not look.
 
     Raises:
         FileNotFoundError: there is no such file, or none in the folder.
-        ValueError: a file is damaged, or holds no samples; or there are too many malformed ones.
+        ValueError: a file is damaged, or holds no samples; or too many of them are malformed or lack an image.
     """
     if not str(path).strip():
         raise ValueError(f"{flag} is empty; name a file or folder of samples")
     files = _find_files(Path(path), flag)
     rows = [array("q") for _ in range(5)]
     malformed: list[str] = []
+    problems: list[str] = []
     for i, file in enumerate(files):
-        for problem in _index_file(file, i, rows):
-            logger.warning("left out: %s", problem)
-            malformed.append(problem)
-            if len(malformed) > max_bad:
-                raise ValueError(
-                    _summary(f"more samples cannot be used than --max_bad_samples {max_bad} allows", malformed)
-                )
+        for problem, is_malformed in _index_file(file, i, rows, exists):
+            problems.append(problem)
+            if is_malformed:
+                logger.warning("left out: %s", problem)
+                malformed.append(problem)
+            if len(problems) > max_bad:
+                too_many = f"more samples cannot be used than --max_bad_samples {max_bad} allows"
+                raise ValueError(_summary(too_many, problems))
     if not rows[0]:
         raise ValueError(_summary(f"{path} holds no sample that can be used", malformed))
     logger.info("%s: %d samples, %d left out", path, len(rows[0]), len(malformed))
@@ -265,16 +271,23 @@ def _find_files(path: Path, flag: str) -> list[Path]:
     return [path]
 
 
-def _index_file(path: Path, number: int, rows: Sequence[array[int]]) -> Iterator[str]:
-    """Appends the place of each usable sample of a file to `rows`; yields what is wrong with the others."""
+def _index_file(
+    path: Path, number: int, rows: Sequence[array[int]], exists: Callable[[str], bool] | None
+) -> Iterator[tuple[str, bool]]:
+    """Appends the place of each sound sample of a file to `rows`.
+
+    Yields what is wrong with others, True, and with those whose image is not there, False.
+    """
     for i, item in enumerate(scan_items(path)):
         try:
             if item.error is not None:
                 raise ValueError(item.error)
             images, _ = _check_sample(item.value)
         except ValueError as error:
-            yield f"{path}: sample {i}: {error}"
+            yield f"{path}: sample {i}: {error}", True
             continue
+        if exists is not None and (absent := [image for image in images if not exists(image)]):
+            yield f"{path}: sample {i}: there is no image file {absent[0]}", False
         words = count_words(item.value)
         for column, entry in zip(rows, (number, i, item.start, item.size, words if images else -words), strict=True):
             column.append(entry)

@@ -237,3 +237,17 @@ def test_an_answer_that_cannot_be_drawn_is_answered_nevertheless(
     monkeypatch.setattr(explain, "attribute_answer", Mock(side_effect=error))
     assert cli.main(["--device", "cpu", "--max-new-tokens", "4", "--show-attribution", str(tmp_path / "heat.png")]) == 0
     assert capsys.readouterr().err.count(f"llava: error: no attribution: {error}") == 2
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["in a terminal", "from a pipe"])
+def test_ctrl_c_ends_a_drawing_and_in_a_terminal_not_the_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: bool
+) -> None:
+    lines = iter(["What is in the picture?", "Is there a ring?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr(cli, "is_terminal", lambda: typed)
+    monkeypatch.setattr(explain, "attribute_answer", Mock(side_effect=KeyboardInterrupt))
+    flags = ["--device", "cpu", "--max-new-tokens", "4", "--show-attribution", str(tmp_path / "heat.png")]
+    assert cli.main(flags) == (0 if typed else 130)
+    said = capsys.readouterr()
+    assert said.err.count("llava: no attribution: stopped") == (2 if typed else 0)

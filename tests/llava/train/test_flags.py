@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 import transformers
+from transformers.hf_argparser import string_to_bool
 
 from llava.train.flags import (
     DataArguments,
@@ -82,6 +83,9 @@ def test_transformers_flags_are_read_without_importing_it():
         ("--group_by_length True", "--train_sampling_strategy group_by_length"),
         ("--group_by_length False", ""),
         ("--adafactor", "--optim adafactor"),
+        ("--adafactor no", ""),
+        ("--adafactor Y", "--optim adafactor"),
+        ("--group_by_length True --group_by_length False", ""),
         ("--optim adamw_hf", "--optim adamw_torch"),
         ("--model-max-length 2048", "--model_max_length 2048"),
         ("--weight_decay=0.", "--weight_decay 0."),
@@ -93,6 +97,14 @@ def test_transformers_flags_are_read_without_importing_it():
 def test_old_spellings(old, today):
     arguments, settings, warnings = modernise(old.split())
     assert arguments == today.split() and settings == {} and warnings == []
+
+
+def test_a_switch_takes_transformers_words_alone():
+    with pytest.raises(ValueError, match="--group_by_length is maybe; allowed are yes, true, .*, no, false"):
+        modernise(["--group_by_length", "maybe"])
+    for word in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
+        is_on = string_to_bool(word)
+        assert bool(modernise(["--adafactor", word])[0]) is is_on
 
 
 def test_a_dropped_flag_is_accepted_with_a_warning():

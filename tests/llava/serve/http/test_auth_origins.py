@@ -14,7 +14,7 @@ import requests
 from llava.serve.engine import ChatEngine
 from llava.serve.openai.app import openai_app
 from llava.serve.openai.chat import APISettings
-from llava.serve.workers.protocol import frame
+from llava.serve.workers.frames import frame
 from llava.serve.workers.worker_app import ModelWorker
 from llava.serve.workers.worker_app import create_app as create_worker_app
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor

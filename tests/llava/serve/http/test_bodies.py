@@ -24,7 +24,8 @@ from llava.serve.http import bodies
 from llava.serve.http.bodies import UNCOUNTED, BodyBudget, BodyLimit, take_body
 from llava.serve.workers.controller_app import create_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
-from llava.serve.workers.protocol import WorkerStatus, frame
+from llava.serve.workers.frames import frame
+from llava.serve.workers.protocol import WorkerStatus
 from llava.serve.workers.registry import Registry
 from llava.serve.workers.worker_app import ModelWorker
 from llava.serve.workers.worker_app import create_app as create_worker_app

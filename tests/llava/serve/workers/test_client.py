@@ -15,7 +15,8 @@ from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import EngineLimits
 from llava.serve.workers.controller_app import create_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
-from llava.serve.workers.protocol import WorkerStatus, frame
+from llava.serve.workers.frames import frame
+from llava.serve.workers.protocol import WorkerStatus
 from llava.serve.workers.registry import Registry
 from llava.serve.workers.worker_app import ModelWorker
 from llava.serve.workers.worker_app import create_app as create_worker_app

@@ -11,7 +11,7 @@ import pytest
 from llava.serve.http.limits import RequestLimits
 from llava.serve.workers import dispatcher
 from llava.serve.workers.dispatcher import Timeouts
-from llava.serve.workers.protocol import frame
+from llava.serve.workers.frames import frame
 from tests.llava.serve.workers.controllers import (
     ASKED,
     HERE,
@@ -116,7 +116,16 @@ def test_what_is_no_answer_is_not_passed_on(status: int, content: bytes) -> None
 
 @pytest.mark.parametrize(
     "junk",
-    [b"secret\0", b'{"text": "secret"}\0', b'{"text": 1, "error_code": 0}\0', b'{"text": "sec', b"\xff\0", b"[]\0"],
+    [
+        b"secret\0",
+        b'{"text": "secret"}\0',
+        b'{"text": 1, "error_code": 0}\0',
+        b'{"text": "secret", "error_code": "0"}\0',
+        b'{"text": "secret", "error_code": 0, "usage": NaN}\0',
+        b'{"text": "sec',
+        b"\xff\0",
+        b"[]\0",
+    ],
 )
 def test_what_is_no_frame_ends_an_answer(junk: bytes) -> None:
     setup = Setup({A: generating(frame("Hi"), junk)}).known(A)

@@ -12,7 +12,8 @@ import pytest
 from llava.serve import register_worker
 from llava.serve.workers.controller_app import create_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
-from llava.serve.workers.protocol import WorkerStatus, frame
+from llava.serve.workers.frames import frame
+from llava.serve.workers.protocol import WorkerStatus
 from llava.serve.workers.registry import Registry
 from tests.llava.serve.openai.serving import served
 from tests.llava.serve.workers.controllers import ASKED, A, Setup, frames, generating, registration

@@ -13,18 +13,8 @@ from hypothesis import strategies as st
 
 from llava.serve.engine.params import Sampling
 from llava.serve.http.failures import Failure
-from llava.serve.workers.protocol import (
-    ErrorCode,
-    FrameSplitter,
-    GenerateRequest,
-    HeartBeat,
-    RegisterRequest,
-    error_reply,
-    frame,
-    parsed,
-    read_frames,
-    split_frames,
-)
+from llava.serve.workers.frames import ErrorCode, FrameSplitter, error_reply, frame, read_frames, split_frames
+from llava.serve.workers.protocol import GenerateRequest, HeartBeat, RegisterRequest, parsed
 
 
 def sampling(**fields: Any) -> Sampling:

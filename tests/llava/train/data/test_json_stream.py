@@ -152,6 +152,14 @@ def test_nan_in_a_list_leaves_the_other_items(write):
     assert items[1].error == "NaN is not JSON; allowed are numbers and null"
 
 
+def test_a_number_of_thousands_of_digits_leaves_the_items_as_they_are(write):
+    """Python converts none of more than 4300 digits; ids are not read."""
+    long = "9" * 5000
+    items = list(scan_items(write(f'[{{"id": {long}, "a": 1}}, {{"id": -{long}}}, {{"id": 12}}]')))
+    assert [item.error for item in items] == [None] * 3
+    assert items[0].value["a"] == 1 and items[2].value == {"id": 12}
+
+
 @pytest.mark.parametrize("name", ["samples.json", "samples.jsonl"])
 def test_an_item_without_end_does_not_fill_the_memory(write, name):
     opened = "[" if name.endswith("json") else ""

@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+from llava.train.data.image_files import make_finder
 from llava.train.data.samples import Sample, count_words, open_samples, parse_sample
 
 ASK, ANSWER = {"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A red ball."}
@@ -96,6 +97,26 @@ def test_a_few_malformed_samples_are_left_out_more_are_an_error(tmp_path):
     assert re.findall(r"sample \d+", str(caught.value)) == ["sample 1", "sample 2", "sample 3"]
     with pytest.raises(ValueError, match="--max_bad_samples 0"):
         open_samples(file, max_bad=0)
+
+
+def test_images_that_are_not_there_count_as_samples_that_cannot_be_used(tmp_path):
+    """Found at the start, not hours later, by listing each folder once."""
+    images = tmp_path / "images"
+    (images / "coco").mkdir(parents=True)
+    for name in ("a.png", "coco/b.png"):
+        (images / name).touch()
+    paths = ["a.png", "coco/b.png", "coco/absent.png", str(images / "a.png"), str(tmp_path / "absent.png"), "c/d.png"]
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A ring."}]
+    file = tmp_path / "samples.json"
+    file.write_text(json.dumps([{"image": path, "conversations": turns} for path in paths]))
+    exists = make_finder(images)
+    assert [exists(path) for path in paths] == [True, True, False, True, False, False]
+    samples = open_samples(file, 3, exists=exists)
+    assert len(samples) == 6 and samples.malformed == ()  # left out when they are asked for, as unreadable ones
+    with pytest.raises(
+        ValueError, match="max_bad_samples 2 allows: .*sample 2: there is no image file coco/absent.png"
+    ):
+        open_samples(file, 2, exists=exists)
 
 
 def test_the_error_shows_the_first_few(tmp_path):

@@ -1,0 +1,27 @@
+"""Which image files exist, for millions of samples: each folder is listed once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def make_finder(folder: Path) -> Callable[[str], bool]:
+    """Makes a function that tells whether a path, relative to `folder` or absolute, is there.
+
+    What a listing lacks is looked for itself: names may differ in case where the file system ignores it, and a folder
+    may be read by path alone.
+    """
+    listed: dict[str, frozenset[str]] = {}
+
+    def exists(path: str) -> bool:
+        place, name = os.path.split(os.path.join(folder, path))
+        if place not in listed:
+            try:
+                listed[place] = frozenset(os.listdir(place))
+            except OSError:
+                listed[place] = frozenset()
+        return name in listed[place] or os.path.exists(os.path.join(place, name))
+
+    return exists
