@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,28 @@ def replacing(file: str | Path) -> Iterator[Path]:
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def check_output(name: str, out: Path, inputs: Iterable[Path] = ()) -> None:
+    """Checks that a file can be written, before any work is done.
+
+    Args:
+        name: of the flag or setting, for the error.
+        out: the file; its folder may be absent.
+        inputs: files that are read.
+
+    Raises:
+        IsADirectoryError: it is a folder.
+        PermissionError: its folder takes no files.
+        ValueError: it is one of the files that are read.
+    """
+    if out.is_dir():
+        raise IsADirectoryError(f"{name} {out} is a folder; name a file")
+    if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
+        raise ValueError(f"{name} {out} is one of the files that are read; name another file to write")
+    place = next(folder for folder in out.absolute().parents if folder.exists())
+    if not os.access(place, os.W_OK):
+        raise PermissionError(f"{name} {out} can't be written: {place} takes no files")
 
 
 def check_new_folder(out: Path) -> None:

@@ -42,7 +42,7 @@ def convert(args: argparse.Namespace) -> None:
         texts = {name: ILLEGAL_CHARACTERS_RE.sub("", text) for name, text in row.items()}
         book.active.append(list((texts | {"index": int(row["index"])}).values()))
         for cell in book.active[book.active.max_row]:
-            if cell.data_type == "f":  # an answer that begins with "="
+            if cell.data_type in ("f", "e"):  # an answer that begins with "=", or is an error's name, "#N/A"
                 cell.data_type = "s"
     book.save(target)
     print(f"{target}: {len(rows)} predictions")

@@ -13,10 +13,10 @@ from llava.eval.score.score import write_json
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Writes one object of question -> answer, with MM-Vet's name for a question, "v1_0" for 0."""
+    """Writes one object of question -> answer, by MM-Vet's name for a question: "v1_0", which LLaVA's file calls 0."""
     check_outputs(args, "dst")
     answers = read_answers(args.src)
-    write_json(args.dst, {f"v1_{key[0]}": row["text"] for key, row in answers.items()})
+    write_json(args.dst, {f"v1_{key[0].removeprefix('v1_')}": row["text"] for key, row in answers.items()})
     print(f"{args.dst}: {len(answers)} answers")
 
 

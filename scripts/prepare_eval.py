@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,13 +21,14 @@ from llava.eval.score.benchmark import Benchmark
 SIGNATURES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}
 LFS_POINTER = b"version https://git-lfs"
 BATCH = 64
+SHARD = re.compile(r"(?P<start>.+)-\d+-of-(?P<count>\d+)\.parquet")
 
 
 def read_records(columns: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
     """Reads the rows of all Parquet files below a folder, in the order of the files' names.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or a file of a set that its name counts is missing.
         ValueError: a file is not a Parquet file, or a column is missing.
     """
     from pyarrow import ArrowInvalid, parquet  # an extra
@@ -34,6 +36,7 @@ def read_records(columns: Sequence[str], folder: Path) -> Iterator[dict[str, Any
     files = sorted(folder.rglob("[!.]*.parquet"))  # macOS adds "._NAME.parquet"
     if not files:
         raise FileNotFoundError(f"there is no .parquet file in {folder}")
+    check_shards(files)
     for path in files:
         try:
             file = parquet.ParquetFile(path)
@@ -48,6 +51,18 @@ def read_records(columns: Sequence[str], folder: Path) -> Iterator[dict[str, Any
             yield from batch.to_pylist()
 
 
+def check_shards(files: Sequence[Path]) -> None:
+    """Raises FileNotFoundError unless all of NAME-00000-of-00002.parquet and so on are there: a download may have been
+    stopped."""
+    for path in files:
+        if shard := SHARD.fullmatch(path.name):
+            start, count = shard["start"], shard["count"]
+            names = [f"{start}-{number:0{len(count)}}-of-{count}.parquet" for number in range(int(count))]
+            if absent := [name for name in names if not (path.parent / name).is_file()]:
+                found = f"{path.parent} lacks {len(absent)} of {len(names)} files, for example {absent[0]}"
+                raise FileNotFoundError(f"{found}; download the rest")
+
+
 def prepare(benchmark: Benchmark, folder: Path) -> int:
     """Writes images, then the question file at once; returns the number of questions."""
     if not folder.is_dir():
@@ -56,7 +71,7 @@ def prepare(benchmark: Benchmark, folder: Path) -> int:
     lines = []
     for number, row in enumerate(read_records(benchmark.columns, folder)):
         made = benchmark.make_question(number, row)
-        content = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
+        content = row["image"].get("bytes") if isinstance(row["image"], dict) else row["image"]
         ending = SIGNATURES.get(content[:2]) if isinstance(content, bytes) else None
         if ending is None:
             raise ValueError(f"row {number}: image is not a JPEG, PNG or WebP file")

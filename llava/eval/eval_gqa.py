@@ -68,7 +68,7 @@ def score_files(args: argparse.Namespace) -> Score:
             raise ValueError(
                 f"{args.question_file}: types of question {name!r} is {types!r}; it must have structural and semantic"
             )
-    return score(questions, Results.of(args).texts([(name,) for name in questions]))
+    return score(questions, Results.of(args).texts([(name,) for name in questions], labels=args.question_file))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -119,7 +119,8 @@ def score_files(args: argparse.Namespace) -> Score:
     """Scores the answers that the flags name."""
     labels = read_labels(args.data_dir)
     results = Results.of(args)
-    return score(labels, results.texts(labels, index_by_question(results.by("question_id", "prompt"), results.path)))
+    said = index_by_question(results.by("question_id", "prompt"), results.path)
+    return score(labels, results.texts(labels, said, args.data_dir))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -110,22 +110,25 @@ def score_files(args: argparse.Namespace) -> Score:
             words = f"{args.annotation_file}: answers of {format_key(key)} is {row['answers']!r}"
             raise ValueError(f"{words}; it must list the annotators' texts")
     if args.result_dir is None:
-        return score(list(annotations.values()), find_answer_texts(annotations, Results.of(args)))
+        return score(list(annotations.values()), find_answer_texts(annotations, Results.of(args), args.annotation_file))
     others = (".errors.jsonl", ".limit.jsonl")  # questions without an answer, and answers of a trial
     files = [path for path in sorted(args.result_dir.glob("*.jsonl")) if not path.name.endswith(others)]
     if not files:
         raise ValueError(f"--result-dir {args.result_dir} holds no *.jsonl")
     scores = {
-        path.name: score(list(annotations.values()), find_answer_texts(annotations, Results(path))) for path in files
+        path.name: score(
+            list(annotations.values()), find_answer_texts(annotations, Results(path), args.annotation_file)
+        )
+        for path in files
     }
     return Score("TextVQA", {name: single.rows["all"] for name, single in scores.items()})
 
 
-def find_answer_texts(annotations: Mapping[Key, Row], results: Results) -> list[str]:
+def find_answer_texts(annotations: Mapping[Key, Row], results: Results, labels: Path) -> list[str]:
     """Finds the answers in a file, in the annotations' order; raises as `index_by_question` and `Results.texts` do."""
     answers = index_by_question(results)
     check_surplus(annotations, answers)
-    return results.texts(annotations, answers)
+    return results.texts(annotations, answers, labels)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from qlip.config import Interpolation, QLIPConfig
 from qlip.encoder import QLIPVisionModel
-from qlip.files import replacing
+from qlip.files import check_output, replacing
 from qlip.image_processing import QLIPImageProcessor
 from qlip.images.pictures import find_pictures, read_picture
 from qlip.mlp import AUTHORS_BANDS, CoordinateMLP, authors_frequencies
@@ -72,10 +73,12 @@ def fit_prior(config: FitConfig) -> FitResult:
         ValueError: no such tower or one of another kind, no such folder or no image that can be read, weights of
             another width, a checkpoint of another run, or one without `resume`, or a loss that is not finite.
         FileNotFoundError: there are no weights at `config.init`.
+        OSError: `config.out` can't be written.
     """
     if not config.resume and config.checkpoint.exists():
         raise ValueError(f"{config.checkpoint} is of an unfinished run: resume it, or delete that file")
     paths = None if config.images is None else find_pictures(config.images)
+    check_output("out", Path(config.out), paths or ())
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     tower = load_tower(config.tower)
     projection = load_projection(config.tower) if config.loss == "projected" and paths is not None else None
@@ -217,8 +220,11 @@ def load_checkpoint(path: Path, trained: dict[str, Any], run: dict[str, Any]) ->
     Raises:
         ValueError: the checkpoint is of a run with other settings, or another number of pictures.
     """
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    old = saved["run"]
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        old = saved["run"]
+    except (EOFError, KeyError, RuntimeError, TypeError, UnpicklingError) as error:
+        raise ValueError(f"{path} is no checkpoint of `qlip fit`, or is damaged; delete it to start over") from error
     if changed := [f"{name} was {old.get(name)!r}, is {run[name]!r}" for name in run if old.get(name) != run[name]]:
         raise ValueError(f"{path} is of another run: {'; '.join(changed)}")
     for name, part in trained.items():

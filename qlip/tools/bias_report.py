@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from qlip.config import QLIPConfig, check_count
 from qlip.encoder import QLIPVisionModel
+from qlip.files import check_output, replacing
 from qlip.image_processing import QLIPImageProcessor
 from qlip.images.pictures import find_pictures, read_picture
 from qlip.mlp import CoordinateMLP
@@ -34,15 +35,18 @@ def report_bias(args: argparse.Namespace) -> None:
     """Measures both biases of a tower over a folder, and writes the means and a figure."""
     if args.plot is not None:
         check_suffix(args.plot)
+    found = find_pictures(args.images)
+    for flag, out in (("--out", args.out), ("--plot", args.plot)):
+        if out is not None:
+            check_output(flag, out, [*found, *([] if args.mlp is None else [args.mlp])])
     config = make_config(args)
-    paths = spread(find_pictures(args.images), args.limit)
+    paths = spread(found, args.limit)
     model, processor = prepare_tower(args.tower, args.mlp, args.device)
     projection = None
     if config.convention == "authors":
         projection = load_projection(args.tower, "--convention authors", "--convention ours")
         projection.to(model.position_table.device).requires_grad_(False)
     choose_sizes(model, config)
-    args.out.parent.mkdir(parents=True, exist_ok=True)  # fails now, not when all is measured
     pictures = (picture for path in tqdm(paths, "pictures", delay=2) if (picture := read_picture(path)) is not None)
     rows = measure(model, processor, pictures, config, projection)
     settings = describe_run(args, model, config, rows, len(paths))
@@ -52,7 +56,9 @@ def report_bias(args: argparse.Namespace) -> None:
         "transformers": transformers.__version__,
     }
     results = {"settings": settings, "versions": versions, "rows": [asdict(row) for row in rows]}
-    args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(args.out) as new:
+        new.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"means    {args.out}")
     if args.plot is not None:
         write_figure(rows, args.plot, settings["native_size"])

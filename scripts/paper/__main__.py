@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> None:
     for line in measure_columns(columns, args):
         lines.append(line)
         print(table_row(line.cells()), flush=True)
-    if args.json:
-        write_json(args.json, [asdict(line) for line in lines])
+        if args.json:  # each time: a run takes days and may be stopped
+            write_json(args.json, [asdict(line) for line in lines])
     if failed := [line for line in lines if line.failed]:
         raise RuntimeError(f"{len(failed)} of {len(lines)} numbers are missing because a benchmark failed")
 

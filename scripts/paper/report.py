@@ -56,8 +56,15 @@ class Line:
         return [self.column, self.model, self.tower, self.settings, paper, ours, difference]
 
 
-def measure(script: str, run: Run, model_path: str, args: argparse.Namespace) -> Rows:
+def measure(script: str, run: Run, model: str, model_path: str, args: argparse.Namespace) -> Rows:
     """Runs a benchmark's script, which asks what has no answer yet, and reads the score.
+
+    Args:
+        script: the benchmark's.
+        run: the settings.
+        model: its row of the table; part of the run's name, since two checkpoints' folders may be called alike.
+        model_path: folder or hub id.
+        args: of the command.
 
     Raises:
         NotMeasured: there are no weights or no data, only a part was asked, or the script failed.
@@ -68,7 +75,7 @@ def measure(script: str, run: Run, model_path: str, args: argparse.Namespace) ->
         checkpoint = local_folder(model_path, local_files_only=not args.download)
     except FileNotFoundError:
         raise NotMeasured(f"no weights ({model_path})") from None
-    name = f"{Path(model_path).name}_{run.name}"
+    name = f"{model}_{Path(model_path).name}_{run.name}"
     folder = with_settings(checkpoint, run.qlip, args.eval_dir / "paper" / name)
     score = args.eval_dir / "paper" / f"{name}_{script}.json"
     score.unlink(missing_ok=True)
@@ -104,12 +111,16 @@ def measure_columns(columns: Sequence[Column], args: argparse.Namespace) -> Iter
             for column in columns:
                 if column.script not in scores:
                     try:
-                        scores[column.script] = measure(column.script, run, path, args), "", False
+                        scores[column.script] = measure(column.script, run, model, path, args), "", False
                     except NotMeasured as reason:
                         scores[column.script] = None, str(reason), reason.failed
                 rows, note, failed = scores[column.script]
-                ours = None if rows is None else column.of_score(rows)
-                if rows is not None and ours is None:
-                    note = column.absent
+                ours = None
+                if rows is not None:
+                    try:
+                        ours = column.of_score(rows)
+                        note = column.absent if ours is None else ""
+                    except ValueError as error:  # the other columns are measured nevertheless
+                        note, failed = str(error), True
                 paper = column.of_paper(model, run.tower)
                 yield Line(column.name, model, run.tower, run.settings, paper, ours, note, failed)

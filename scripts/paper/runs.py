@@ -60,10 +60,12 @@ def make_runs(variants: Sequence[str], alphas: Sequence[float], sizes: Sequence[
 
 def _paper_run(alpha: float, size: int, prior: Path | None) -> Run:
     config = replace(PAPER, alpha=alpha, image_size=size)
+    positions = config.interpolation
     if prior is not None:
         config = replace(config, interpolation="mlp", mlp=str(prior.resolve()), mlp_residual=False)
+        positions = f"mlp-{prior.stem}"
     text = f"the paper's rule: {config.interpolation}, alpha {alpha:g}, {size} px"
-    return Run("QLIP", f"paper-{config.interpolation}-alpha-{alpha:g}-{size}px", text, config)
+    return Run("QLIP", f"paper-{positions}-alpha-{alpha:g}-{size}px", text, config)
 
 
 def with_settings(checkpoint: Path, settings: QLIPConfig | None, folder: Path) -> Path:

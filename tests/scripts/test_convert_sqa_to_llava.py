@@ -107,10 +107,10 @@ def test_what_is_not_there_is_one_line(base: Path, flags: list[str], words: str,
 
 
 def test_mm_vet_gets_an_answer_by_its_own_name_of_the_question(tmp_path: Path) -> None:
-    answers = write_answers(tmp_path / "a.jsonl", {0: "A cat.", 17: "é"})
+    answers = write_answers(tmp_path / "a.jsonl", {0: "A cat.", 17: "é", "v1_18": "2"})
     out = tmp_path / "results" / "run.json"
     assert convert_mmvet_for_eval.main(["--src", str(answers), "--dst", str(out)]) == 0
-    assert json.loads(out.read_text(encoding="utf-8")) == {"v1_0": "A cat.", "v1_17": "é"}
+    assert json.loads(out.read_text(encoding="utf-8")) == {"v1_0": "A cat.", "v1_17": "é", "v1_18": "2"}
     before = answers.read_bytes()
     assert convert_mmvet_for_eval.main(["--src", str(answers), "--dst", str(answers)]) == 2
     assert answers.read_bytes() == before

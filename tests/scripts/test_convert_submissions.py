@@ -115,7 +115,10 @@ def test_mmbenchs_index_must_be_a_whole_number(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_an_answer_that_excel_would_not_take_as_text_is_written_as_text(tmp_path: Path) -> None:
-    """A formula would reach the server as an empty cell, and a control character ends openpyxl."""
+    """A formula and an error's name would reach the server as such, and a control character ends openpyxl."""
     openpyxl = pytest.importorskip("openpyxl")
+    (tmp_path / "error").mkdir()
+    error = openpyxl.load_workbook(mmbench_upload(tmp_path / "error", "#N/A"), data_only=True).active["H2"]
+    assert (error.value, error.data_type) == ("#N/A", "s")
     sheet = openpyxl.load_workbook(mmbench_upload(tmp_path, "=B\x0b"), data_only=True).active
     assert sheet["H2"].value == "=B"

@@ -142,6 +142,12 @@ def test_an_abbreviated_flag_is_refused(run: Run, tmp_path: Path, flags: tuple[s
     assert not list((tmp_path / "vstar").glob("answers/**/*.jsonl"))
 
 
+@pytest.mark.parametrize("flag", ["--answers-file=a.jsonl", "--question-file", "--num-chunks", "--chunk-idx"])
+def test_a_flag_that_a_script_sets_is_refused_at_once(run: Run, tmp_path: Path, flag: str) -> None:
+    error = run("vstar", flag, "2", check=2).stderr
+    assert f"vstar.sh: {flag.partition('=')[0]} is set by this script; CKPT names the run" in error
+
+
 def test_popes_label_files_are_named_by_the_commit_that_fits(run: Run, tmp_path: Path) -> None:
     assert "https://github.com/AoiDragon/POPE/tree/e3e3926/output/coco" in run("pope", check=3).stderr
 
@@ -155,5 +161,10 @@ def test_a_hubs_file_must_have_its_columns_and_pictures(run: Run, tmp_path: Path
     parquet(data / "data" / "a.parquet", [{"image": {"bytes": PICTURE, "path": ""}, "question": "?", "answer": "A"}])
     assert "b.parquet is not a Parquet file: git-lfs has left a pointer" in run("realworldqa", check=2).stderr
     (data / "data" / "b.parquet").unlink()
-    (data / "data" / "a.parquet").rename(data / "data" / "a.txt")
+    parquet(data / "data" / "a.parquet", [{"image": {"path": "a.jpg"}, "question": "?", "answer": "A"}])
+    assert "row 0: image is not a JPEG, PNG or WebP file" in run("realworldqa", check=2).stderr
+    (data / "data" / "a.parquet").rename(data / "data" / "test-00000-of-00002.parquet")
+    error = run("realworldqa", check=2).stderr  # a download that was stopped
+    assert "lacks 1 of 2 files, for example test-00001-of-00002.parquet; download the rest" in error
+    (data / "data" / "test-00000-of-00002.parquet").rename(data / "data" / "a.txt")
     assert "there is no .parquet file" in run("realworldqa", check=2).stderr

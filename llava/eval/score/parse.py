@@ -70,7 +70,7 @@ _LEADING = re.compile(
     rf"|(?:{_TITLE}{_OPEN})?([a-z])\)(?!{_FAILS}))"
 )
 _ALONE = re.compile(_LETTER)
-_LISTED = re.compile(r"^\s*\(?([A-Z])[).:]\s*(.+?)\s*$", re.MULTILINE)
+_LISTED = re.compile(r"^\s*\(?([A-Z])[).:][^\S\n]*(.+?)\s*$", re.MULTILINE)
 _DENIED = re.compile(r"(?:\b(?:not|no|without|neither|nor)|n['’]t)\s+(?:(?:an?|the)\s+)?\Z|(?:不是|没有|并非|而非)\Z")
 
 # Letters, digits and signs of full width, as Chinese keyboards give them.
@@ -123,8 +123,9 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
 
 
 def find_listed_options(question: str) -> dict[str, str]:
-    """Finds the options that a question lists, one per line as "(A) text" or "A. text"."""
-    return {letter: text for letter, text in _LISTED.findall(question)}
+    """Finds the options that a question lists, one per line as "(A) text" or "A. text"; {} unless they are A, B, ..."""
+    listed = dict(_LISTED.findall(question))
+    return listed if len(listed) > 1 and list(listed) == list(letters(len(listed))) else {}
 
 
 def letters(count: int) -> dict[str, str]:

@@ -72,7 +72,7 @@ def decode_json(text: str) -> Any:
 
 
 def id_text(value: Any) -> str:
-    """Formats an id as text; 1.0, as tables with gaps have it, is 1."""
+    """Formats an id, or a number that is an answer, as text; 1.0, as tables with gaps have it, is 1."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -212,7 +212,7 @@ def check_row(place: str, row: Any, fields: Iterable[str]) -> Row:
         if isinstance(value, bool) or not isinstance(value, int | float):
             shown = "null or NaN" if value is None else repr(value)
             raise ValueError(f"{place}: {name} is {shown}; it must be text")
-    return {**row, **{name: str(value) for name, value in texts.items()}}
+    return {**row, **{name: id_text(value) for name, value in texts.items()}}
 
 
 def check_object(place: str, row: Any, fields: Iterable[str] = ()) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, check_outputs, parse_and_run
-from llava.eval.score.rows import Key, Row, find_texts, index_rows, is_question, read_rows
+from llava.eval.score.rows import Key, Row, find_texts, format_key, index_rows, is_question, read_rows
 
 Table = Mapping[str, Mapping[str, float]]
 
@@ -90,15 +90,28 @@ class Results:
         """Reads the rows by the fields of `key`; raises as `index_rows` does."""
         return index_rows(self.path, self.rows(), ("text",), key)
 
-    def texts(self, wanted: Iterable[Key], found: Mapping[Key, Row] | None = None) -> list[str]:
+    def texts(
+        self, wanted: Iterable[Key], found: Mapping[Key, Row] | None = None, labels: Path | None = None
+    ) -> list[str]:
         """Finds the answer to each question; raises as `find_texts` does.
 
         Args:
             wanted: keys of the questions that have a label.
             found: rows by such keys; by default those of the file by `question_id`.
+            labels: where all of the file's questions must have a label; None allows others.
+
+        Raises:
+            ValueError: a question has no label, so that the score would be one of a part.
         """
         found = self.by("question_id") if found is None else found
-        return find_texts(wanted, found, self.path, "" if self.checking else "the answers to ")
+        wanted = list(wanted)
+        texts = find_texts(wanted, found, self.path, "" if self.checking else "the answers to ")
+        if labels is not None and (more := sorted(found.keys() - set(wanted))):
+            raise ValueError(
+                f"{labels} lacks labels of {len(more)} of the {len(found)} questions in {self.path}, for example"
+                f" {format_key(more[0])}; there is no score over a part of a benchmark"
+            )
+        return texts
 
 
 def score_parser(

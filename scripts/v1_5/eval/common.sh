@@ -71,6 +71,13 @@ benchmark() {
     need "${NEEDED[@]}"
 }
 
+# prepare NAME: writes the questions of a benchmark that comes as Parquet files, anew if one of those is newer.
+prepare() {
+    if [[ ! -f $QUESTIONS || -n $(find "$DIR" -name '*.parquet' -newer "$QUESTIONS" -print -quit) ]]; then
+        "$PYTHON" "$ROOT/scripts/prepare_eval.py" "$1" "$DIR"
+    fi
+}
+
 # check COMMAND...: ends the script, before anything is answered, if the benchmark's labels do not fit its questions.
 check() {
     "$PYTHON" "$@" || exit
@@ -123,7 +130,9 @@ answer() {
     trap - INT TERM
     if ((failed == 2)); then exit 2; fi # a process said what is wrong with its input
     if ((failed)); then
-        echo "$(basename "$0"): not all questions were answered; the finished ones are kept, start it again" >&2
+        local hint="start it again"
+        if [[ " ${FLAGS[*]-} " == *" --skip-unreadable"* ]]; then hint="*.errors.jsonl in $parts name the others"; fi
+        echo "$(basename "$0"): not all questions were answered; the finished ones are kept, $hint" >&2
         exit 1
     fi
     local limited=0
@@ -136,4 +145,18 @@ answer() {
     fi
 }
 
+# refuse_own FLAG...: ends the script if a flag is one that it sets itself, which would break the run at its end.
+refuse_own() {
+    local flag
+    for flag in "$@"; do
+        case ${flag%%=*} in
+            --answers-file | --question-file | --image-folder | --num-chunks | --chunk-idx)
+                echo "$(basename "$0"): ${flag%%=*} is set by this script; CKPT names the run, EVAL_DIR the data" >&2
+                exit 2
+                ;;
+        esac
+    done
+}
+
+refuse_own "$@"
 NAME=${CKPT:-$(run_name "$@")}

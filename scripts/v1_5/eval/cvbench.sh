@@ -2,5 +2,5 @@
 # CV-Bench: 2D, 3D, overall, by source and task. Flags and environment: common.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 benchmark cvbench
-[[ -f $QUESTIONS ]] || "$PYTHON" "$ROOT/scripts/prepare_eval.py" cvbench "$DIR"
+prepare cvbench
 run_benchmark

@@ -4,7 +4,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 benchmark mmbench ${SPLIT:+--split "$SPLIT"} --folder "${MMBENCH_FOLDER:-mmbench}"
 
-is_test() { [[ $SPLIT == *[tT][eE][sS][tT]* ]]; }
+is_test() { [[ _${SPLIT}_ == *_[tT][eE][sS][tT]_* ]]; }
 
 is_test || check_labels
 ask "$DIR/answers/$SPLIT/$NAME" "$DIR/answers/$SPLIT/$NAME.jsonl" --lang "${MMBENCH_LANG:-en}"

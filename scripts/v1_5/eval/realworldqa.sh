@@ -2,5 +2,5 @@
 # RealWorldQA: all, multiple-choice and open questions. Flags and environment: common.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 benchmark realworldqa
-[[ -f $QUESTIONS ]] || "$PYTHON" "$ROOT/scripts/prepare_eval.py" realworldqa "$DIR"
+prepare realworldqa
 run_benchmark

@@ -69,6 +69,13 @@ def test_mme_is_not_summed_over_a_part_of_its_tasks_or_pairs(
     flags = mme_files(tmp_path, {})
     (tmp_path / "data" / "existence" / "0.txt").write_text("Is it 0? Please answer yes or no.\tYes\n")
     assert eval_mme.main(flags) == 2
+    words = "lacks labels of 1 of the 56 questions in "
+    assert words in (said := capsys.readouterr().err) and "'Is it not 0?'; there is no score over a part" in said
+    answers = (tmp_path / "a.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "a.jsonl").write_text(
+        "".join(line for line in answers if "existence/0" not in line or "not" not in line)
+    )
+    assert eval_mme.main(flags) == 2
     assert "image '0' has 1 questions; MME asks two about each" in capsys.readouterr().err
     (tmp_path / "data" / "existence" / "0.txt").write_text("Is it 0?\tperhaps\n")
     assert eval_mme.main(flags) == 2

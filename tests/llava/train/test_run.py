@@ -74,16 +74,6 @@ def test_a_base_that_names_no_padding_token_is_trained_and_saved(bases, data, tm
     assert (tmp_path / "out" / "config.json").is_file()
 
 
-@pytest.mark.parametrize(
-    ("changes", "rate", "projector_rate"),
-    [({"tune_mm_mlp_adapter": True}, [5e-4], []), ({"lora_enable": True}, [1e-3], [5e-4])],
-)
-def test_the_log_has_the_learning_rates_of_what_is_trained(bases, data, tmp_path, changes, rate, projector_rate):
-    train_on(bases / "llava", data, tmp_path, max_steps=1, mm_projector_lr=5e-4, **changes)
-    assert logged(tmp_path, "learning_rate") == rate
-    assert logged(tmp_path, "projector_learning_rate") == projector_rate
-
-
 def test_a_tower_is_trained_in_mixed_precision(bases, data, tmp_path):
     """Also where transformers' tower runs its last layer and norm, which nobody reads."""
     trainer = train_on(bases / "llava", data, tmp_path, unfreeze_mm_vision_tower=True, bf16=True)

@@ -224,6 +224,23 @@ def test_a_tower_that_is_not_there_or_of_another_kind_is_refused(files, tmp_path
         fit_prior(config(files, tmp_path, kind=kind))
 
 
+def test_a_folder_at_the_weights_place_is_said_before_training(files, tmp_path):
+    (tmp_path / "out.safetensors").mkdir()
+    with pytest.raises(IsADirectoryError, match="out .*out.safetensors is a folder; name a file"):
+        fit_prior(config(files, tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 cut", {"weights": 1}, [1]], ids=["empty", "cut", "other", "list"])
+def test_what_is_no_checkpoint_is_named(files, tmp_path, content):
+    wanted = config(files, tmp_path, resume=True)
+    if isinstance(content, bytes):
+        wanted.checkpoint.write_bytes(content)
+    else:
+        torch.save(content, wanted.checkpoint)
+    with pytest.raises(ValueError, match=f"{wanted.checkpoint} is no checkpoint of `qlip fit`, or is damaged; delete"):
+        fit_prior(wanted)
+
+
 def test_a_prior_of_another_width_is_refused(files, tmp_path):
     CoordinateMLP(8, hidden=8, depth=1).save(tmp_path / "narrow.safetensors")
     with pytest.raises(ValueError, match="gives embeddings of 8, the tower has 32"):

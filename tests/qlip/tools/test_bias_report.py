@@ -88,6 +88,13 @@ def test_without_the_quadtrees_flags_the_uniform_grid_alone_is_measured_and_none
         (["--device", "abacus"], "--device is 'abacus', but this machine has cpu"),
         (["--device", "meta"], "--device is 'meta', but this machine has cpu"),
         (["--limit", "-1"], "limit is -1"),
+        (["--out", "{root}/tower"], "tower is a folder; name a file"),
+        (["--out", "{root}/images/1.png"], "1.png is one of the files that are read; name another file to write"),
+        (["--plot", "{root}/images/1.png"], "--plot {root}/images/1.png is one of the files that are read"),
+        (
+            ["--mlp", "{root}/prior.safetensors", "--out", "{root}/prior.safetensors"],
+            "is one of the files that are read",
+        ),
     ],
 )
 def test_the_command_refuses_in_one_line(workplace, tmp_path, capsys, flags, message):
@@ -95,6 +102,7 @@ def test_the_command_refuses_in_one_line(workplace, tmp_path, capsys, flags, mes
     CLIPImageProcessorPil().save_pretrained(workplace / "bert")
     flags = [flag.format(root=workplace) for flag in flags]
     assert run(workplace, "--out", str(tmp_path / "bias.json"), *flags) == 2
+    message = message.format(root=workplace)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("qlip: ")]
     assert len(lines) == 1 and message in lines[0]
     assert not (tmp_path / "bias.json").exists()

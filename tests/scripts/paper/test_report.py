@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from llava.model.builder import load_pretrained_model
 from llava.utils import demo_model_path
-from qlip import QLIPConfig
+from qlip import CoordinateMLP, QLIPConfig
 from scripts.paper import report
 from scripts.paper.__main__ import main
 from scripts.paper.runs import PAPER, make_runs, with_settings
@@ -132,7 +132,7 @@ def test_paper_ours_and_difference(python: Path, tmp_path: Path, capsys: pytest.
     assert re.search(r"\| POPE F1 \| 13B .* \| 83\.6 \| not measured: no weights \(.*absent\) \|  \|", printed)
     towers = {}
     for name in ("clip", "qlip-defaults"):
-        rows = (tmp_path / "pope" / "answers" / f"llava-demo_{name}.jsonl").read_text().splitlines()
+        rows = (tmp_path / "pope" / "answers" / f"7B_llava-demo_{name}.jsonl").read_text().splitlines()
         towers[name] = {json.loads(row)["metadata"]["tower"] for row in rows}
     assert towers == {"clip": {"clip"}, "qlip-defaults": {"qlip"}}
 
@@ -146,7 +146,7 @@ def test_the_columns_of_vstar_come_from_one_run_by_either_protocol(python: Path,
         ("V* rel", 60.5, 100.0),
     ]
     assert [path.name for path in (tmp_path / "vstar" / "answers").iterdir() if path.is_dir()] == [
-        "llava-demo_qlip-defaults_likelihood"
+        "7B_llava-demo_qlip-defaults_likelihood"
     ]
 
 
@@ -172,6 +172,34 @@ def test_a_benchmark_that_fails_is_no_number_and_an_error_at_the_end(
     said = capsys.readouterr()
     assert "not measured: pope.sh failed (pope.sh: not all questions were answered" in said.out
     assert "paper: error: 1 of 2 numbers are missing because a benchmark failed" in said.err
+
+
+def test_a_score_without_its_row_is_no_number_and_the_others_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of CV-Bench with one of its two files; each line is written at once, since a run takes days."""
+    rows = {"cvbench": {"2D": {"accuracy": 50.0}}, "pope": {"mean": {"F1": 80.0}}}
+    monkeypatch.setattr(report, "measure", lambda script, *arguments: rows[script])
+    flags = ["--variants=clip", f"--eval-dir={tmp_path}", f"--json={tmp_path / 'lines.json'}"]
+    assert main(["cv_bench", "pope", *flags]) == 2
+    found = [
+        (line["column"], line["ours"], line["failed"]) for line in json.loads((tmp_path / "lines.json").read_text())
+    ]
+    assert found == [("CV-Bench", None, True), ("POPE F1", 80.0, False)] * 2
+    assert "not measured: the score of CV-Bench has no row overall; it has 2D" in capsys.readouterr().out
+
+
+def test_checkpoints_and_priors_of_one_name_have_runs_of_their_own(
+    python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(report, "run_script", lambda name, flags, own: started.append(own["CKPT"]) or (3, [": none"]))
+    for prior in ("one", "two"):
+        CoordinateMLP(64, hidden=8, depth=1).save(tmp_path / f"{prior}.safetensors")
+        models = [f"--model-{size}={demo_model_path()}" for size in ("7b", "13b")]
+        flags = [*models, f"--eval-dir={tmp_path}", "--variants=paper", f"--prior={tmp_path / prior}.safetensors"]
+        assert main(["pope", *flags]) == 0
+    assert len(set(started)) == 4 and all("llava-demo_paper-mlp-" in name for name in started)
 
 
 @pytest.mark.parametrize("name", COLUMNS)

@@ -86,7 +86,7 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> li
         name, text, image = (_read_value(f"{path}:{number}", row, key) for key in ("question_id", "text", "image"))
         if answers_file and id_text(name) not in answers:
             raise ValueError(f"{answers_file} has no answer to question {name!r}")
-        answer = answers.get(id_text(name), row.get(_find_field(row, "answer", "label")))
+        answer = answers.get(id_text(name)) if answers_file else _read_own_answer(f"{path}:{number}", row)
         questions.append(
             Question(
                 question_id=name,
@@ -95,7 +95,7 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> li
                 image=folder / image,
                 image_name=image,
                 index=len(questions),
-                answer=None if answer is None else str(answer),
+                answer=answer,
                 category=str(row.get("category", "all")),
             )
         )
@@ -114,10 +114,18 @@ def _read_right_answers(path: Path) -> dict[str, str]:
             raise ValueError(f"{place}: an answer needs question_id and answer, label or text")
         if field == "text" and is_question(row):
             raise ValueError(f"{place} is a question, not an answer: it has no answer or label")
-        name, answer = _read_value(place, row, "question_id"), str(_read_value(place, row, field, number=True))
+        name, answer = _read_value(place, row, "question_id"), id_text(_read_value(place, row, field, number=True))
         if (other := answers.setdefault(id_text(name), answer)) != answer:
             raise ValueError(f"{place}: {name!r} appears twice, with the answers {other!r} and {answer!r}")
     return answers
+
+
+def _read_own_answer(place: str, row: Row) -> str | None:
+    """Reads the right answer that a question's row holds; None where it holds none."""
+    field = _find_field(row, "answer", "label")
+    if field is None or row[field] == "":
+        return None
+    return id_text(_read_value(place, row, field, number=True))
 
 
 def _find_field(row: Row, *names: str) -> str | None:
@@ -128,7 +136,7 @@ def _find_field(row: Row, *names: str) -> str | None:
 def _read_value(place: str, row: Row, key: str, number: bool = False) -> Any:
     """Reads a text that can be encoded, or a number if allowed, as for an id; raises ValueError for another value."""
     value, number = row[key], number or key == "question_id"
-    if not isinstance(value, (str, int, float) if number else str):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float) if number else str):
         allowed = "text or a number" if number else "text"
         raise ValueError(f"{place}: {key} is {json.dumps(value)[:80]}; it must be {allowed}")
     if isinstance(value, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,22 @@ def test_labels_that_fit_the_questions_pass_and_others_are_named(
             assert said.out == f"{asked}: all labels have their questions\n"
         else:
             assert words in said.err and len(said.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["mme", "textvqa", "gqa"])
+def test_questions_without_labels_are_no_benchmark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """As where labels were unpacked in part: a score over a part is none."""
+    main, make, _ = CASES[name]
+    asked, flags = make(tmp_path, True)
+    row = json.loads(asked.read_text().splitlines()[0])
+    other = {"mme": "Is it blue?", "textvqa": "whose?\nReference OCR token: A", "gqa": "c"}[name]
+    more = {**row, "question_id": row["question_id"] if name == "mme" else 9, "text": other}
+    asked.write_text(asked.read_text() + json.dumps(more) + "\n")
+    assert main([*flags, "--check", str(asked)]) == 2
+    count = len(asked.read_text().splitlines())
+    assert f"lacks labels of 1 of the {count} questions in {asked}, for example" in capsys.readouterr().err
 
 
 def test_every_scorer_is_checked() -> None:

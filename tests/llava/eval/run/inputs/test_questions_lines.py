@@ -26,6 +26,9 @@ def write(path: Path, *rows: Any) -> Path:
         ({"answer": "red"}, "red", "all"),
         ({"label": "yes", "category": "existence"}, "yes", "existence"),
         ({"answer": 3}, "3", "all"),
+        ({"answer": 3.0}, "3", "all"),  # of a table with gaps
+        ({"answer": 2.5}, "2.5", "all"),
+        ({"answer": ""}, None, "all"),
         ({"answer": None, "label": "yes"}, "yes", "all"),
     ],
 )
@@ -93,6 +96,13 @@ def test_only_a_line_feed_ends_a_line_and_blank_lines_do_not_count(tmp_path: Pat
         ([QUESTION | {"image": ["a.png"]}], None, r'q\.jsonl:1: image is \["a\.png"\]; it must be text'),
         ([QUESTION | {"text": 5}], None, r"q\.jsonl:1: text is 5; it must be text"),
         ([QUESTION | {"text": "\ud800"}], None, r"q\.jsonl:1: text holds half a character, '.ud800'"),
+        (
+            [QUESTION | {"answer": ["yes", "yeah"]}],
+            None,
+            r'q\.jsonl:1: answer is \["yes", "yeah"\]; it must be text or a',
+        ),
+        ([QUESTION | {"answer": True}], None, r"q\.jsonl:1: answer is true; it must be text or a number"),
+        ([QUESTION | {"label": {}}], None, r"q\.jsonl:1: label is \{\}; it must be text or a number"),
         ([QUESTION | {"question_id": [7]}], None, r"q\.jsonl:1: question_id is \[7\]; it must be text or a number"),
         ([QUESTION | {"question_id": None}], None, r"q\.jsonl:1: question_id is null"),
         ([QUESTION], [{"question_id": {}, "text": "A"}], r"a\.jsonl:1: question_id is \{\}; it must be text or a"),
