@@ -64,7 +64,11 @@ def make_parser() -> OneLineParser:
     parser.add_argument(
         "--set", type=read_stage, nargs="+", default=[], metavar="STAGE=SECONDS", help="set or change some of them"
     )
-    parser.add_argument("--replicas", type=integer(), default=2, help="without --p95 (%(default)s)")
+    wanted = parser.add_mutually_exclusive_group()
+    wanted.add_argument("--replicas", type=integer(), default=2, help="how many there are (%(default)s)")
+    wanted.add_argument(
+        "--p95", type=real(above=True), metavar="SECONDS", help="find the fewest replicas with this time to first token"
+    )
     parser.add_argument("--rate", type=real(above=True), default=1.0, help="requests per second (%(default)s)")
     parser.add_argument("--requests", type=integer(), default=2000, help="how many are drawn (%(default)s)")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="JSON lines of requests instead of drawn ones")
@@ -99,9 +103,6 @@ def make_parser() -> OneLineParser:
     )
     parser.add_argument("--routing", choices=get_args(Routing), default="two_choices")
     parser.add_argument("--seed", type=int, default=0, help="of requests and routing (%(default)s)")
-    parser.add_argument(
-        "--p95", type=real(above=True), metavar="SECONDS", help="find the fewest replicas with this time to first token"
-    )
     return parser
 
 

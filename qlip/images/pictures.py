@@ -36,6 +36,8 @@ MORE_FORMATS = (*FORMATS, "AVIF", "DIB", "ICO", "JPEG2000", "PCX", "SGI", "TGA")
 """Formats that the method's own commands open: all that Pillow decodes in C, from one decoder."""
 SIGNATURES = {b"\xff\xd8": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II": "TIFF", b"MM": "TIFF", b"P": "PPM"}
 """How files begin -> their format, to name a truncated one."""
+CAMERAS = (".heic", ".heif", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf")
+"""Endings of photographs that Pillow alone does not open."""
 MAX_BYTES_IN_PYTHON = 2**24
 """Most bytes, and most pixels, of a file whose decoder Pillow has in Python; some seconds of work."""
 
@@ -79,6 +81,8 @@ def walk(folder: Path) -> Iterator[Path]:
 def find_pictures(folder: str | Path) -> list[Path]:
     """Finds the files anywhere below a folder whose suffix is that of an image format, sorted.
 
+    Logs a warning where the folder has photographs in formats that are not read.
+
     Raises:
         ValueError: there is no such folder, or no image in it.
     """
@@ -86,7 +90,11 @@ def find_pictures(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     kinds = Image.registered_extensions()
-    paths = sorted(path for path in walk(folder) if kinds.get(path.suffix.lower()) in Image.OPEN)
+    files = list(walk(folder))
+    paths = sorted(path for path in files if kinds.get(path.suffix.lower()) in Image.OPEN)
+    unread = [path.name for path in files if path.suffix.lower() in CAMERAS and path.suffix.lower() not in kinds]
+    if unread:
+        logger.warning("%s: %d files such as %s are not read; convert them to JPEG", folder, len(unread), unread[0])
     if not paths:
         raise ValueError(f"there are no images in {folder}")
     return paths

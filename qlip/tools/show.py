@@ -25,6 +25,8 @@ DRAWN = ".leaves.png"
 """Ending of the files that are written by default; a folder's files with it are not read."""
 TILE = 320
 """Longer side of an image in a contact sheet, in pixels."""
+MOST_TILES = 400
+"""Images in a contact sheet, which takes 150 MB then; a folder may hold any number."""
 LARGEST_DRAWING = 4096
 """Longer side of a single image's drawing, in pixels, if cells of 4 pixels allow; a larger PNG takes seconds."""
 ONE_CELL = "one_cell"
@@ -87,6 +89,8 @@ def show_several(
 ) -> tuple[Image.Image, set[str]]:
     """Prints the tokens of each image and of all; a contact sheet, and the settings that change no image's leaves.
 
+    The sheet has the first `MOST_TILES`.
+
     A file that is not an image is an error if the user names it; in a folder it is skipped with a warning.
     """
     tiles, totals, idle = [], [], {ONE_CELL, SPENT, *(field.name for field in fields(QLIPConfig))}
@@ -99,15 +103,18 @@ def show_several(
         totals.append(counts)
         row = f"{counts[0]:8d}{counts[1]:8d}{counts[2]:9d}  {escaped(str(path))}"
         print(json.dumps(describe(path, leaves, cutter)) if args.json else row)
-        drawing = draw_leaves(picture, leaves, cell=max(1, (TILE - 1) // max(leaves.grid)))  # lines of whole pixels
-        drawing.thumbnail((TILE, TILE))
-        tiles.append((f"{escaped(path.name)}: {counts[0]} tokens", drawing))
+        if len(tiles) < MOST_TILES:
+            drawing = draw_leaves(picture, leaves, cell=max(1, (TILE - 1) // max(leaves.grid)))  # lines of whole pixels
+            drawing.thumbnail((TILE, TILE))
+            tiles.append((f"{escaped(path.name)}: {counts[0]} tokens", drawing))
         idle &= find_ineffective(find, leaves, cutter, settings)
     if not tiles:
         raise ValueError(f"none of the {len(paths)} image files can be read")
-    means = [sum(row) / len(tiles) for row in zip(*totals, strict=True)]
+    means = [sum(row) / len(totals) for row in zip(*totals, strict=True)]
     if not args.json:
-        print(f"{means[0]:8.1f}{means[1]:8.1f}{means[2]:9.1f}  mean of {len(tiles)}")
+        print(f"{means[0]:8.1f}{means[1]:8.1f}{means[2]:9.1f}  mean of {len(totals)}")
+    if len(tiles) < len(totals):
+        print(f"note     the sheet shows the first {len(tiles)} images", file=sys.stderr if args.json else sys.stdout)
     return draw_sheet(tiles, TILE), idle
 
 

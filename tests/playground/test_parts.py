@@ -59,4 +59,4 @@ def test_parts_of_a_model_in_training_are_written_alike(model: DemoModel, tokeni
 def test_nothing_is_written_over(tmp_path, capsys):
     (tmp_path / "notes.txt").touch()
     assert main(["--out", str(tmp_path)]) == 2
-    assert f"--out {tmp_path} is not empty" in capsys.readouterr().err
+    assert f"{tmp_path} is not empty" in capsys.readouterr().err

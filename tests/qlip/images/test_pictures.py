@@ -22,6 +22,15 @@ def test_images_are_found_at_any_depth_and_other_files_are_not(tmp_path):
     assert [path.stem for path in find_pictures(tmp_path)] == ["2", "1", "0"]
 
 
+def test_photographs_in_formats_that_are_not_read_are_told(tmp_path, caplog):
+    for name in ("a.png", "b.HEIC", "raw/c.dng", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in find_pictures(tmp_path)] == ["a.png"]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"{tmp_path}: 2 files such as ") and told.endswith("are not read; convert them to JPEG")
+
+
 def test_linked_folders_are_entered_once_even_if_they_lead_back(tmp_path):
     """`all/linked` is a data set elsewhere, `all/again` the folder itself."""
     (tmp_path / "all").mkdir()

@@ -134,6 +134,15 @@ def test_files_and_folders_get_a_line_each_and_a_contact_sheet(folder, capsys):
         assert Image.open("sheet.leaves.png").size == (2 * (320 + GAP) + GAP, 320 + CAPTION + 2 * GAP)
 
 
+def test_a_sheet_has_a_bound_and_the_mean_is_of_all(folder, capsys, monkeypatch):
+    whole = show(capsys, folder)
+    monkeypatch.setattr("qlip.tools.show.MOST_TILES", 1)
+    lines = show(capsys, folder)
+    note = "note     the sheet shows the first 1 images"
+    assert note in lines and note not in whole
+    assert [line for line in lines if "mean of" in line] == [line for line in whole if "mean of" in line]
+
+
 def test_a_name_with_a_line_break_keeps_its_line_and_the_sheet(folder, capsys):
     (folder / "flat.png").rename(folder / "fl\nat.png")
     lines = show(capsys, folder, "--native-size", 112)
