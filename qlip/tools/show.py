@@ -93,7 +93,8 @@ def show_several(
 
     A file that is not an image is an error if the user names it; in a folder it is skipped with a warning.
     """
-    tiles, totals, idle = [], [], {ONE_CELL, SPENT, *(field.name for field in fields(QLIPConfig))}
+    tiles: list[tuple[str, Image.Image]] = []
+    totals, idle = [], {ONE_CELL, SPENT, *(field.name for field in fields(QLIPConfig))}
     if not args.json:
         print("  tokens    CLIP  uniform  image")
     for path, picture in read_pictures(paths, args.images):
