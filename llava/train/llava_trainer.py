@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,14 +15,13 @@ from llava.constants import IGNORE_INDEX
 from llava.train.checkpointed_trainer import CheckpointedTrainer
 from llava.train.data.loaders import make_loader, share_batches
 from llava.train.data.token_batches import TokenBatchSampler
+from llava.train.left_out import LeftOutLog
 from llava.train.plan import plan_steps, token_budget
 from llava.train.sampler import LengthGroupedSampler as LengthGroupedSampler  # LLaVA's path of this and the next two
 from llava.train.sampler import choose_sampler
 from llava.train.sampler import get_modality_length_grouped_indices as get_modality_length_grouped_indices
 from llava.train.sampler import split_to_even_chunks as split_to_even_chunks
 from llava.train.throughput import BatchCounts, Throughput, gather_objects
-
-logger = logging.getLogger(__name__)
 
 
 class LLaVATrainer(CheckpointedTrainer):
@@ -59,6 +57,7 @@ class LLaVATrainer(CheckpointedTrainer):
         self.evaluator: Any = None
         self._evaluated: list[tuple[float, int]] = []
         self._eval_counts = BatchCounts()
+        self._left_out = LeftOutLog("left out of the evaluation", "eval_dropped_samples")
 
     # Batches
 
@@ -183,7 +182,7 @@ class LLaVATrainer(CheckpointedTrainer):
         output.metrics[f"{prefix}_target_tokens"] = counts.target_tokens
         output.metrics[f"{prefix}_dropped_samples"] = len(counts.skipped)
         for skipped in counts.skipped:
-            logger.warning("left out of the evaluation: %s", skipped.reason)
+            self._left_out.add(skipped.reason)
         return output
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -14,14 +14,12 @@ from typing import Any
 import torch
 
 from llava.constants import IGNORE_INDEX
+from llava.train.left_out import LeftOutLog
 
 logger = logging.getLogger(__name__)
 
 SHOWN_REASONS = 3
 """Bad samples that the error at the end of a run names."""
-
-NAMED = 100
-"""Samples left out that a process names in its log."""
 
 UNUSED_AT_FIRST = 100
 """Samples that are left out before the run ends, if none at all could be used."""
@@ -123,7 +121,7 @@ class Throughput:
         self._target_tokens = self._samples = 0  # of all processes, as are the next two
         self._unused = self._dropped = unused
         self._bad: dict[str, None] = dict.fromkeys(malformed)
-        self._warned: set[str] = set()
+        self._left_out = LeftOutLog("left out", "dropped_samples")
         self._waiting = BatchCounts()  # of this process, not gathered yet; without `skipped`
         self._waiting_dropped = 0
         self._waiting_bad: dict[str, None] = {}
@@ -160,7 +158,7 @@ class Throughput:
             self._waiting_dropped += 1
             if skipped.is_bad and skipped.reason not in self._bad:
                 self._waiting_bad[skipped.reason] = None
-            self._warn(skipped.reason)
+            self._left_out.add(skipped.reason)
         self._waiting += replace(counts, skipped=())
         self._check({**self._bad, **self._waiting_bad})
 
@@ -245,21 +243,11 @@ class Throughput:
         self._samples = int(state.get("samples", 0))  # checkpoints of earlier versions lack it
         self._dropped = int(state["dropped_samples"])
         self._bad = dict.fromkeys(state["bad_samples"])
-        self._warned |= self._bad.keys()
-
-    def _warn(self, reason: str) -> None:
-        """Names a sample that is left out, once; after `NAMED` of them the log only counts."""
-        if reason in self._warned or len(self._warned) > NAMED:
-            return
-        self._warned.add(reason)
-        if len(self._warned) > NAMED:
-            logger.warning("more samples are left out; dropped_samples counts them")
-        else:
-            logger.warning("left out: %s", reason)
+        self._left_out.skip(self._bad)
 
     def _check_used(self) -> None:
         if self._dropped and not self._target_tokens:
-            example = f", for example {min(self._warned)}" if self._warned else ""
+            example = f", for example {min(self._left_out.named)}" if self._left_out.named else ""
             raise ValueError(
                 f"{self._say_none_used()}{example}. {self._count_kinds()}. Check --image_folder and --model_max_length"
             )
