@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 from PIL import Image, ImageFile, features
 
-from qlip.images.limits import ImageError, check_scans
+from qlip.images.limits import ImageError, check_scans, count_scans
 from qlip.images.pictures import check_drawing_name, find_pictures, open_picture, read_picture, without_pillows_limit
 from scripts.soak import hostile
 
@@ -89,6 +89,20 @@ def test_a_large_jpeg_may_have_fewer_scans():
     check_scans(data, pixels=64_000_000)
     with pytest.raises(ImageError, match="306 scans; at most 200 are allowed at its size"):
         check_scans(data, pixels=160_000_000)
+
+
+def test_what_follows_a_jpeg_is_no_scan_of_it(tmp_path):
+    """Phones put a video there, whose bytes may look like scans; a thumbnail before has its own end."""
+    thumbnail = hostile.saved(Image.new("RGB", (16, 16)), "JPEG")
+    exif = b"\xff\xe1" + (2 + len(thumbnail)).to_bytes(2, "big") + thumbnail
+    picture = hostile.saved(Image.new("RGB", (90, 60), "teal"), "JPEG")
+    (tmp_path / "moving.jpg").write_bytes(picture[:2] + exif + picture[2:] + 600 * b"\xff\xda\0\x08")
+    assert open_picture(tmp_path / "moving.jpg").size == (90, 60)
+    assert count_scans(picture[:2] + exif + picture[2:]) == count_scans(picture) == 1
+    progressive = hostile.saved(Image.effect_noise((90, 60), 60), "JPEG", progressive=True)
+    assert count_scans(progressive) == progressive.count(b"\xff\xda") > 3
+    with pytest.raises(ImageError, match="1,006 scans"):
+        check_scans(hostile.jpeg_of_scans(64, 1000) + b"video", pixels=4096)
 
 
 def test_an_image_of_40_megapixels_or_of_one_row_is_read(tmp_path):
