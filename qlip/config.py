@@ -47,7 +47,7 @@ PAPER: Mapping[str, Any] = MappingProxyType(
 def check_choice(name: str, value: object, choices: Any) -> None:
     """Raises ValueError unless `value` is one of the strings of the Literal type `choices`."""
     allowed = get_args(choices)
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
 
 
@@ -259,7 +259,7 @@ def check_threshold(alpha: float) -> None:
     if not is_number(alpha):
         raise TypeError(f"alpha is {alpha!r}; it must be a number {allowed}")
     if not alpha >= 0 or (isinstance(alpha, int) and alpha > sys.float_info.max):
-        raise ValueError(f"alpha is {alpha!r:.40}; it must be {allowed}")
+        raise ValueError(f"alpha is {show(alpha)}; it must be {allowed}")
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:
@@ -267,19 +267,24 @@ def check_count(name: str, value: int, least: int = 1) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; it must be an integer")
     if value < least:
-        raise ValueError(f"{name} is {value}; it must be at least {least}")
+        raise ValueError(f"{name} is {show(value)}; it must be at least {least}")
     if value >= 2**63:
-        raise ValueError(f"{name} is {value}; it must be below 2^63")
+        raise ValueError(f"{name} is {show(value)}; it must be below 2^63")
 
 
 def check_number(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> None:
     """Raises unless `value` is a finite number from `least` to `most`."""
     if not is_number(value):
         raise TypeError(f"{name} is {value!r}; it must be a number")
-    if not (math.isfinite(value) and least <= value <= most):
+    if not (least <= value <= most and abs(value) <= sys.float_info.max):  # an int may be larger than floats are
         bound = "" if least == -math.inf else f" of at least {least:g}"
         bound += "" if most == math.inf else f" and at most {most:g}"
-        raise ValueError(f"{name} is {value!r}; it must be a finite number{bound}")
+        raise ValueError(f"{name} is {show(value)}; it must be a finite number{bound}")
+
+
+def show(value: float) -> str:
+    """Formats a number for an error; Python converts no integer of thousands of digits."""
+    return "a huge number" if isinstance(value, int) and abs(value) >= 10**4000 else f"{value!r:.40}"
 
 
 def is_number(value: object) -> bool:

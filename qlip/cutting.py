@@ -78,7 +78,7 @@ class ImageCutter:
     """Standard deviation of each channel."""
 
     def __post_init__(self) -> None:
-        check_count("patch_size", self.patch_size)
+        check_count("patch_size", self.patch_size, least=2)
         check_count("native_size", self.native_size)
         object.__setattr__(self, "mean", check_channels("mean", self.mean))
         object.__setattr__(self, "std", check_channels("std", self.std, above=0))

@@ -54,7 +54,7 @@ class QLIPVisionModel(nn.Module):
             self.register_parameter(name, parameter)
         self.config = getattr(vision_model, "config", None)  # timm's and open_clip's have none
         self.adapter = kind.of(self, vision_model)
-        self.qlip = config or QLIPConfig()
+        self.qlip = config if isinstance(config, QLIPConfig) else QLIPConfig.from_dict(config or {})
         self.prior = None
         self.prior_file: str | None = None  # the setting `mlp` that the prior belongs to
         self.select_layers = self.resolve_layers(select_layer)
@@ -64,10 +64,13 @@ class QLIPVisionModel(nn.Module):
         """Converts layers to indices into `hidden_states`, counted from 0.
 
         Raises:
+            TypeError: a layer is no integer.
             ValueError: the model has no such layer.
         """
         depth = self.adapter.depth
-        layers = [select] if isinstance(select, int) else list(select)
+        layers = list(select) if isinstance(select, Sequence) and not isinstance(select, str) else [select]
+        if not layers or any(not isinstance(layer, int) or isinstance(layer, bool) for layer in layers):
+            raise TypeError(f"select_layer is {select!r}; it must be an integer, or several")
         if wrong := [layer for layer in layers if not -depth - 1 <= layer <= depth]:
             raise ValueError(f"select_layer is {wrong[0]}; a model of {depth} layers has -{depth + 1} to {depth}")
         return tuple(layer % (depth + 1) for layer in layers)
@@ -147,10 +150,10 @@ class QLIPVisionModel(nn.Module):
             ValueError: the settings name another prior than the model's.
         """
         table, config = self.position_table, settings or self.qlip
-        if config.interpolation == "mlp" and config.mlp not in (None, self.qlip.mlp, self.prior_file):
+        if config.interpolation == "mlp" and (self.prior is None or config.mlp not in (None, self.prior_file)):
             raise ValueError(
-                f"mlp is {config.mlp!r}, the model has the prior {self.prior_file!r}; a single call takes that alone:"
-                " change the model's own settings"
+                f"mlp is {config.mlp!r}, and the model has read the prior {self.prior_file!r}; load_prior() reads that"
+                " of the model's own settings, and a single call takes no other"
             )
         prior = None if self.prior is None else self.prior.to(table.device)
         placed = interpolate_positions(

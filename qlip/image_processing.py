@@ -74,6 +74,12 @@ class QLIPImageProcessor(ImageProcessingMixin):
         """Takes over how a CLIP or SigLIP image processor normalises; the sizes are the tower's."""
         return cls(patch_size, native_size, *find_normalisation(processor), qlip)
 
+    @classmethod
+    def for_tower(cls, tower: Any) -> QLIPImageProcessor:
+        """Makes the processor of a `QLIPVisionModel`: its sizes, its own mean and standard deviation, its settings."""
+        adapter = tower.adapter
+        return cls(adapter.patch_size, adapter.native_grid * adapter.patch_size, *adapter.normalisation, tower.qlip)
+
     @property
     def takes_tiles(self) -> bool:
         """Whether a model that was trained on tiles gets tiles to cut, and not the whole image."""
@@ -195,8 +201,9 @@ class QLIPImageProcessor(ImageProcessingMixin):
             )
         if kwargs and not keeps_unused:  # transformers ignores what it does not know, `use_fast` for one
             logger.warning("no values of QLIPImageProcessor (%s): %s", ", ".join(VALUES), ", ".join(sorted(kwargs)))
-        sizes = values["patch_size"], values["crop_size"]["height"]
-        processor = cls(*sizes, values["image_mean"], values["image_std"], values["qlip"])
+        native = values["crop_size"]
+        native = native["height"] if isinstance(native, Mapping) else native
+        processor = cls(values["patch_size"], native, values["image_mean"], values["image_std"], values["qlip"])
         return (processor, kwargs) if keeps_unused else processor
 
 

@@ -74,6 +74,7 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14, geometr
     """
     check_choice("geometry", geometry, Geometry)
     check_grid(image, leaves, patch_size)
+    _check_inside(image, leaves.boxes[:, :2].numpy(), leaves.boxes[:, 2:].numpy(), patch_size)
     if geometry == "native":
         return extract_native(partial(_cut_level, image, patch_size), image, leaves, patch_size)
     if _is_array(image):
@@ -138,10 +139,9 @@ def patches_of_levels(cut: Callable[[int, Tensor], Tensor], leaves: Leaves) -> T
 
 def cut_cells(image: Tensor, places: Tensor, patch_size: int) -> Tensor:
     """Copies single cells at (row, col), int64 (n, 2), of an image (C, H, W) of whole cells: (n, C, P, P)."""
+    _check_inside(image, places.numpy(), 1, patch_size)
     if _is_array(image):
-        pixels, corners = image.detach().numpy(), places.numpy()
-        _check_inside(pixels, corners, 1, patch_size)
-        return torch.from_numpy(_copy_cells(pixels, corners, patch_size))
+        return torch.from_numpy(_copy_cells(image.detach().numpy(), places.numpy(), patch_size))
     return _pixels(image, F.pad(places, (0, 1), value=1), patch_size)
 
 
@@ -153,7 +153,6 @@ def _is_array(image: Tensor) -> bool:
 
 def _extract_arrays(image: np.ndarray, boxes: np.ndarray, patch_size: int) -> np.ndarray:
     """Resamples leaves with geometry "grid", on this thread: float32 (C, H, W), int64 (N, 3) -> (N, C, P, P)."""
-    _check_inside(image, boxes[:, :2], boxes[:, 2:], patch_size)
     single, loops = boxes[:, 2] == 1, find_loops(image)
     if 2 * np.count_nonzero(single) > len(boxes):
         patches = _copy_cells(image, boxes, patch_size)  # larger ones are overwritten below; faster than indexing
@@ -216,7 +215,7 @@ def _copy_cells(image: np.ndarray, places: np.ndarray, patch_size: int) -> np.nd
     return np.take(strips, corners[:, None, None] + lines, axis=0)
 
 
-def _check_inside(image: np.ndarray, corners: np.ndarray, sizes: np.ndarray | int, patch_size: int) -> None:
+def _check_inside(image: np.ndarray | Tensor, corners: np.ndarray, sizes: np.ndarray | int, patch_size: int) -> None:
     """Raises ValueError if a leaf, its corner (n, 2) and side (n, 1) in cells, is not wholly inside (C, H, W)."""
     grid = np.array([image.shape[1] // patch_size, image.shape[2] // patch_size])
     if (corners < 0).any() or np.any(sizes < 1) or (corners > grid - sizes).any():  # as a sum it could overflow

@@ -236,6 +236,8 @@ def find_grid(image: Tensor, patch_size: int) -> tuple[int, int]:
         ValueError: it has not three dimensions, is empty, or its sides are not multiples of the patch size.
     """
     check_count("patch_size", patch_size)
+    if not isinstance(image, Tensor):
+        raise TypeError(f"the image is a {type(image).__name__}; it must be a tensor, such as torch.from_numpy makes")
     if not image.is_floating_point():
         raise TypeError(f"the image is {image.dtype}; it must be floating point, normalised")
     if image.ndim != 3:

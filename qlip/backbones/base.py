@@ -48,12 +48,12 @@ class ViTAdapter(ABC):
     @property
     def patch_size(self) -> int:
         """P, pixels per side of a cell."""
-        return self.model.config.patch_size
+        return _read_side("patch_size", self.model.config.patch_size)
 
     @property
     def native_grid(self) -> int:
         """n: cells per side of the images that the position table was trained on."""
-        return self.model.config.image_size // self.patch_size
+        return _read_side("image_size", self.model.config.image_size) // self.patch_size
 
     @property
     def attention(self) -> str:
@@ -127,3 +127,15 @@ class LibraryAdapter(ViTAdapter):
     @classmethod
     def of(cls, view: nn.Module, model: nn.Module) -> ViTAdapter:
         return cls(model)
+
+
+def _read_side(name: str, size: Any) -> int:
+    """Reads a side that a configuration may have as (height, width).
+
+    Raises:
+        ValueError: the two differ.
+    """
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise ValueError(f"{name} is {size!r} in the model's configuration; QLIP takes towers of squares")
+    return int(sides.pop())

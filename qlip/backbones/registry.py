@@ -48,6 +48,8 @@ def find_adapter(vision_model: nn.Module) -> type[ViTAdapter]:
         TypeError: the model is not supported; the message says why.
     """
     kind = type(vision_model)
+    if not isinstance(vision_model, nn.Module):
+        raise TypeError(f"the vision model is a {kind.__name__}; it must be a model, as from_pretrained gives one")
     for known, adapter in ADAPTERS:
         if isinstance(vision_model, known):
             return adapter
@@ -60,9 +62,10 @@ def find_adapter(vision_model: nn.Module) -> type[ViTAdapter]:
         return timm.TimmAdapter
     known_names = ", ".join(known.__name__ for known, _ in ADAPTERS)
     parts = [name for name, part in vision_model.named_children() if isinstance(part, tuple(VISION_MODELS.values()))]
-    if parts and kind.__name__.endswith("WithProjection"):  # classifiers average over all tokens, padding included
-        raise TypeError(f"{kind.__name__} is none of {known_names}, but its part {parts[0]!r} is: attach that")
-    if getattr(vision_model, "main_input_name", None) == "input_ids":
+    takes_text = getattr(vision_model, "main_input_name", None) == "input_ids"
+    if parts and (takes_text or kind.__name__.endswith("WithProjection")):  # classifiers average over padding, too
+        raise TypeError(f"{kind.__name__} is none of {known_names}, but its part {parts[0]!r} is: give that")
+    if takes_text:
         raise TypeError(f"{kind.__name__} is none of {known_names}: it takes text only")
     reason = (
         find_obstacle(vision_model) or "QLIP needs a ViT that it has an adapter for, with a table of absolute positions"

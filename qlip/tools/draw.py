@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from qlip.config import check_count
 from qlip.images.rgb import to_rgb
 from qlip.quadtree import Leaves
 
@@ -49,7 +50,9 @@ def draw_leaves(
     """
     image = to_rgb(image)
     rows, cols = leaves.grid
-    if cell is None:
+    if cell is not None:
+        check_count("cell", cell)
+    else:
         cell = max(4, round(image.width / cols))
     canvas = Image.new("RGB", (cols * cell + 1, rows * cell + 1))
     resized = image.resize((cols * cell, rows * cell), Image.Resampling.BICUBIC)

@@ -62,10 +62,12 @@ def draw_weights(
         A new RGB image of the size of the upright one.
 
     Raises:
-        ValueError: there are not as many weights as leaves.
+        ValueError: there are not as many weights as leaves, or one is not finite.
     """
     if weights.shape != (len(leaves),):
         raise ValueError(f"weights are {tuple(weights.shape)}; they must be ({len(leaves)},), one for each leaf")
+    if not weights.isfinite().all():
+        raise ValueError("weights are not all finite numbers; half precision may have overflowed")
     image = to_rgb(image)
     below = np.asarray(image, dtype=np.float32)
     grey = below.mean(2, keepdims=True)

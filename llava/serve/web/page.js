@@ -45,6 +45,11 @@
     const { badInput, rangeUnderflow, rangeOverflow, stepMismatch } = validity;
     return value === "" || badInput || rangeUnderflow || rangeOverflow || (step === "1" && stepMismatch);
   };
+  const nearest = ({ value, min, max, step, dataset }, slider) => {
+    if (value === "" || Number.isNaN(Number(value))) return dataset.last ?? slider.value;
+    const allowed = Math.min(Math.max(Number(value), Number(min)), Number(max));
+    return String(step === "1" ? Math.round(allowed) : allowed);
+  };
   const isNumber = (field) => field.matches?.('.card input[type="number"]') && range(field);
   addEventListener("input", (event) => {
     const { target } = event;
@@ -54,7 +59,7 @@
   }, true);
   addEventListener("blur", ({ target }) => {
     if (!isNumber(target) || !isWrong(target)) return;
-    target.value = target.dataset.last ?? range(target).value;
+    target.value = nearest(target, range(target));
     target.dispatchEvent(new Event("input", { bubbles: true }));
   }, true);
 

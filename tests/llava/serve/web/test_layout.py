@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -186,3 +187,16 @@ def test_the_chosen_colours_are_kept_and_otherwise_the_system_s_are_followed(com
     visitor.sees_a_picture()
     expect(dark).to_have_count(0)
     visitor.page.emulate_media(color_scheme="light")
+
+
+@pytest.mark.parametrize("name", ["picture", "seen"])
+def test_full_screen_fills_a_phone(come: Callable[..., Visitor], name: str) -> None:
+    visitor = come(PHONE).sees_a_picture()
+    visitor.at(f"#{name}").get_by_label("Fullscreen").click()
+    expect(visitor.at(f"#{name}")).to_have_class(re.compile("fullscreen"))
+    box = visitor.at(f"#{name}").bounding_box()
+    assert (box["x"], box["y"], box["width"], box["height"]) == (0, 0, *PHONE)
+    at_bottom = f"([x, y]) => document.querySelector('#{name}').contains(document.elementFromPoint(x, y))"
+    assert visitor.page.evaluate(at_bottom, [PHONE[0] / 2, PHONE[1] - 20])  # the question bar lies below
+    visitor.at(f"#{name}").get_by_label("Exit fullscreen mode").click()
+    expect(visitor.at("#question textarea")).to_be_in_viewport(ratio=1)
