@@ -33,7 +33,7 @@ class QLIPVisionModel(nn.Module):
     Args:
         vision_model: transformers' CLIPVisionModel, SiglipVisionModel or Dinov2Model; timm's or open_clip's
             VisionTransformer.
-        config: the model's own settings.
+        config: the model's own settings, or their dict.
         select_layer: the hidden state to return, as an index into `hidden_states`, or several of them; layers above
             the highest do not run.
     """
@@ -44,7 +44,10 @@ class QLIPVisionModel(nn.Module):
     prior: CoordinateMLP | None
 
     def __init__(
-        self, vision_model: nn.Module, config: QLIPConfig | None = None, select_layer: int | Sequence[int] = -2
+        self,
+        vision_model: nn.Module,
+        config: QLIPConfig | Mapping[str, Any] | None = None,
+        select_layer: int | Sequence[int] = -2,
     ) -> None:
         super().__init__()
         kind = find_adapter(vision_model)

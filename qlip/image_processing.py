@@ -78,7 +78,8 @@ class QLIPImageProcessor(ImageProcessingMixin):
     def for_tower(cls, tower: Any) -> QLIPImageProcessor:
         """Makes the processor of a `QLIPVisionModel`: its sizes, its own mean and standard deviation, its settings."""
         adapter = tower.adapter
-        return cls(adapter.patch_size, adapter.native_grid * adapter.patch_size, *adapter.normalisation, tower.qlip)
+        mean, std = adapter.normalisation
+        return cls(adapter.patch_size, adapter.native_grid * adapter.patch_size, mean, std, tower.qlip)
 
     @property
     def takes_tiles(self) -> bool:
