@@ -5,7 +5,7 @@ The wrapped model's modules keep their own names, so that its checkpoints load u
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
