@@ -138,7 +138,7 @@ def view_card(demo: Demo) -> ViewCard:
     )
     ranges, shown = ranges_of(demo.backend), {"visible": both}
     threshold = settings.alpha if settings else 0
-    hint = "0 cuts until the budget is spent; higher cuts less."
+    hint = "0 cuts as far as the budget goes; higher cuts less."
     alpha = _slider(ranges["alpha"], threshold, 0.05, info=hint, elem_id="alpha", **shown)
     largest = min(settings.max_tokens or most, most) if settings else most
     budget = _slider(ranges["budget"], largest, 1, info="Most pieces per picture.", elem_id="budget", **shown)

@@ -39,6 +39,13 @@
     document.querySelectorAll('#chat .examples[role="list"]').forEach((list) => list.removeAttribute("role"));
   };
 
+  // Gradio's status for screen readers: the key of a text that it has not translated is none.
+  const fixStatus = () => {
+    document.querySelectorAll('[role="status"]').forEach(({ firstChild }) => {
+      if (firstChild?.data?.startsWith("common.")) firstChild.data = "";
+    });
+  };
+
   // Sliders' number fields: Gradio sends whatever is typed, and corrects it later without telling anyone.
   const range = (field) => field.closest(".block")?.querySelector("input[type=range]");
   const isWrong = ({ value, step, validity }) => {
@@ -291,7 +298,7 @@
 
   const start = () => {
     const look = () => {
-      hideRepeatedToasts(); nameExamples(); nameResets(); fixLists(); restoreDraft(); showComparison();
+      hideRepeatedToasts(); nameExamples(); nameResets(); fixLists(); fixStatus(); restoreDraft(); showComparison();
       followAnswer();
     };
     follow();

@@ -140,6 +140,7 @@ def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: in
             note += "; nothing is split" if is_whole else ""
         if prepared.question is not None:
             note += f". A question, asked about {prepared.first_tokens:,} tokens first, decides what is split"
+            note += ", to at most that"
     return (
         f'<div class="meter"><p class="meter-count">{count_tokens(prepared.tokens)}{" of this picture" * several}</p>'
         f'<div class="meter-bar" role="img" aria-label="{share} of the uniform grid">'

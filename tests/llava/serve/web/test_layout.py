@@ -194,8 +194,10 @@ def test_full_screen_fills_a_phone(come: Callable[..., Visitor], name: str) -> N
     visitor = come(PHONE).sees_a_picture()
     visitor.at(f"#{name}").get_by_label("Fullscreen").click()
     expect(visitor.at(f"#{name}")).to_have_class(re.compile("fullscreen"))
-    box = visitor.at(f"#{name}").bounding_box()
-    assert (box["x"], box["y"], box["width"], box["height"]) == (0, 0, *PHONE)
+    fills = """([selector, width, height]) => {
+        const { x, y, width: across, height: down } = document.querySelector(selector).getBoundingClientRect();
+        return x === 0 && y === 0 && across === width && down === height; }"""
+    visitor.page.wait_for_function(fills, arg=[f"#{name}", *PHONE])  # it grows for a moment
     at_bottom = f"([x, y]) => document.querySelector('#{name}').contains(document.elementFromPoint(x, y))"
     assert visitor.page.evaluate(at_bottom, [PHONE[0] / 2, PHONE[1] - 20])  # the question bar lies below
     visitor.at(f"#{name}").get_by_label("Exit fullscreen mode").click()
