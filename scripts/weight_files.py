@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from zipfile import is_zipfile
 
 import torch
 from safetensors import safe_open
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from llava.model.deltas import separate
 from llava.model.loading.checkpoint import Checkpoint
-from llava.model.loading.files import weight_files
+from llava.model.loading.files import load_tensors, weight_files
 from llava.model.loading.transformers_format import TOWER_PREFIX
 
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -73,7 +72,7 @@ def with_rows(tensor: Tensor, rows: int) -> Tensor:
 def read(file: Path) -> Iterator[tuple[str, Tensor]]:
     """Reads names and tensors of a weight file, one at a time."""
     if file.suffix == ".bin":
-        yield from torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file)).items()
+        yield from load_tensors(file).items()
         return
     with safe_open(file, framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 (no mapping)
@@ -83,7 +82,7 @@ def read(file: Path) -> Iterator[tuple[str, Tensor]]:
 def names_in(file: Path) -> list[str]:
     """Lists the names of the tensors in a weight file."""
     if file.suffix == ".bin":
-        return list(torch.load(file, map_location="meta", weights_only=True))
+        return list(load_tensors(file, "meta"))
     with safe_open(file, framework="pt") as tensors:
         return list(tensors.keys())
 
@@ -91,7 +90,7 @@ def names_in(file: Path) -> list[str]:
 def read_one(file: Path, name: str) -> Tensor:
     """Reads one tensor of a weight file."""
     if file.suffix == ".bin":
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))[name]
+        return load_tensors(file)[name]
     with safe_open(file, framework="pt") as tensors:
         return tensors.get_tensor(name)
 

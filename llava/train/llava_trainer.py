@@ -142,15 +142,19 @@ class LLaVATrainer(CheckpointedTrainer):
 
     def _get_learning_rate(self) -> float:
         """Finds the rate of the first weights that are trained; transformers would take that of an empty group."""
-        groups = getattr(self.optimizer, "param_groups", [])
-        trained = [group for group in groups if group["params"]]
-        if self.is_deepspeed_enabled or len(trained) == len(groups):
+        trained = self._trained_groups
+        if self.is_deepspeed_enabled or len(trained) == len(getattr(self.optimizer, "param_groups", [])):
             return super()._get_learning_rate()
         return float(trained[0]["lr"])
 
+    @property
+    def _trained_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups that hold weights: `create_optimizer` may leave one empty."""
+        return [group for group in getattr(self.optimizer, "param_groups", []) if group["params"]]
+
     def _projector_rate(self) -> dict[str, float]:
         """Finds the projector's learning rate, where it has its own beside others."""
-        groups = [group for group in getattr(self.optimizer, "param_groups", []) if group["params"]]
+        groups = self._trained_groups
         own = [group["lr"] for group in groups if group.get("is_projector")]
         return {"projector_learning_rate": float(own[0])} if 0 < len(own) < len(groups) else {}
 

@@ -25,7 +25,7 @@ from qlip.backbones.registry import find_adapter, find_obstacle
 from qlip.config import QLIPConfig
 from qlip.decoder_masks import check_takes_bias, counts_tokens
 from qlip.encoder import QLIPVisionModel
-from qlip.image_processing import QLIPImageProcessor, find_normalisation
+from qlip.image_processing import QLIPImageProcessor
 from qlip.integrations.attachment import OFFLOADED, Attachment, check_attention
 from qlip.integrations.classes import (
     AttachedMixin,
@@ -267,10 +267,8 @@ def find_tiles(model: nn.Module, vision: QLIPVisionModel, processor: Any) -> Nex
 def make_image_processor(vision: QLIPVisionModel, processor: Any, tiles: NextTiles | None = None) -> QLIPImageProcessor:
     """Makes QLIP's image processor with the mean and standard deviation of the model's own."""
     plain = getattr(processor, "image_processor", processor)
-    adapter = vision.adapter
-    mean, std = adapter.normalisation if plain is None else find_normalisation(plain)
     kind = QLIPImageProcessor if tiles is None else NextImageProcessor
-    ours = kind(adapter.patch_size, adapter.native_grid * adapter.patch_size, mean, std, vision.qlip)
+    ours = kind.for_tower(vision, plain)
     ours.plain = plain
     if isinstance(ours, NextImageProcessor) and tiles is not None:
         ours.tiles = tiles

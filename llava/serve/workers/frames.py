@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from llava.serve.http.failures import Failure
-from llava.serve.workers.protocol import invalid
+from llava.serve.workers.protocol import described
 
 END = b"\0"
 MAX_FRAME = 2**26  # bytes
@@ -49,7 +49,7 @@ def check_frame(frame: bytes) -> None:
     try:
         Frame.model_validate(from_json(frame, allow_inf_nan=False))
     except ValidationError as error:
-        raise ValueError(invalid(error.errors(include_input=False, include_url=False)).message) from None
+        raise described(error) from None
 
 
 def frame(text: str, more: Mapping[str, Any] | None = None) -> bytes:

@@ -161,4 +161,9 @@ def parsed(model: type[BaseModel], body: bytes) -> Any:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise ValueError(invalid(error.errors(include_input=False, include_url=False)).message) from None
+        raise described(error) from None
+
+
+def described(error: ValidationError) -> ValueError:
+    """Converts a validation error to one that is fit for the sender; it repeats nothing of what was sent."""
+    return ValueError(invalid(error.errors(include_input=False, include_url=False)).message)
