@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qlip.command import USER_ERRORS, OneLineParser, format_error, names_folder, read_name, run_command
-from qlip.files import check_new_folder, written_whole
+from qlip.files import check_new_folder, is_same_file, written_whole
 
 __all__ = [
     "USER_ERRORS",
@@ -113,7 +113,7 @@ def check_outputs(args: argparse.Namespace, *outputs: str) -> None:
         for name, values in given.items():
             for read in () if name in outputs else values:
                 written = getattr(args, output)
-                if written and isinstance(read, Path) and _same_file(Path(written), read):
+                if written and isinstance(read, Path) and is_same_file(Path(written), read):
                     flags = [f"--{flag.replace('_', '-')}" for flag in (output, name)]
                     raise ValueError(f"{flags[0]} {written} is the file of {flags[1]}; name another file to write")
 
@@ -122,10 +122,6 @@ def require_parent(out: Path) -> None:
     """Raises FileNotFoundError unless the folder exists in which a file will be written, before any work is done."""
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"{out} can't be written: there is no folder {out.parent}")
-
-
-def _same_file(first: Path, second: Path) -> bool:
-    return first.exists() and second.exists() and first.samefile(second)
 
 
 def parse_and_run(

@@ -40,11 +40,16 @@ def check_output(name: str, out: Path, inputs: Iterable[Path] = ()) -> None:
     """
     if out.is_dir():
         raise IsADirectoryError(f"{name} {out} is a folder; name a file")
-    if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
+    if any(is_same_file(out, path) for path in inputs):
         raise ValueError(f"{name} {out} is one of the files that are read; name another file to write")
     place = next(folder for folder in out.absolute().parents if folder.exists())
     if not os.access(place, os.W_OK):
         raise PermissionError(f"{name} {out} can't be written: {place} takes no files")
+
+
+def is_same_file(first: Path, second: Path) -> bool:
+    """Whether two paths lead to one existing file."""
+    return first.exists() and second.exists() and first.samefile(second)
 
 
 def check_new_folder(out: Path) -> None:

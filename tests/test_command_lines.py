@@ -286,5 +286,5 @@ def test_a_quadtree_is_not_drawn_over_its_picture(tmp_path: Path, capsys: pytest
     before = picture.read_bytes()
     for out in (picture, link):
         assert import_module("qlip.cli").main(["show", str(picture), "--out", str(out)]) == 2
-        assert f"--out {out} is the image itself; name another file" in capsys.readouterr().err
+        assert f"--out {out} is one of the files that are read; name another file to write" in capsys.readouterr().err
     assert picture.read_bytes() == before

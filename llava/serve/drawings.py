@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import qlip
+from qlip.files import is_same_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,7 +39,7 @@ def check_drawings(flags: dict[str, Path | None], sources: Sequence[str | Path])
             if target.is_dir():
                 raise ValueError(f"{flag} {target} is a folder; name a file")
             for source in sources:
-                if target.exists() and Path(source).exists() and target.samefile(source):
+                if is_same_file(target, Path(source)):
                     raise ValueError(f"{flag} would write to {target}, a picture of --image-file; name another file")
             if (other := written.setdefault(target.absolute(), flag)) != flag:
                 raise ValueError(f"{flag} would write to {target}, which {other} writes, too; name another file")

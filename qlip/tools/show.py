@@ -16,6 +16,7 @@ from torch import Tensor
 from qlip.command import escaped
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
+from qlip.files import check_output
 from qlip.images.pictures import check_drawing_name, find_pictures, open_picture, read_picture
 from qlip.quadtree import Leaves
 from qlip.roots import allowed_leaf
@@ -47,11 +48,7 @@ def show_leaves(args: argparse.Namespace) -> None:
     single = paths == args.images and len(paths) == 1
     out = args.out or (paths[0].with_suffix(DRAWN) if single else Path(f"sheet{DRAWN}"))
     check_drawing_name("--out", out)
-    for path in paths:
-        if out.exists() and path.exists() and out.samefile(path):
-            raise ValueError(
-                f"--out {out} is {'the image itself' if single else 'one of the images'}; name another file"
-            )
+    check_output("--out" if args.out else "the drawing", out, paths)
     if single:
         drawing, idle = show_one(paths[0], cutter, settings, args.json)
     else:
@@ -59,6 +56,7 @@ def show_leaves(args: argparse.Namespace) -> None:
     notes = sys.stderr if args.json else sys.stdout
     for name in sorted(idle):
         print(f"note     {explain_idle(name, settings, args.native_size, several=not single)}", file=notes)
+    out.parent.mkdir(parents=True, exist_ok=True)
     drawing.save(out)
     print(f"overlay  {out}", file=notes)
 

@@ -176,7 +176,7 @@ def test_a_folder_s_drawings_and_damaged_files_are_left_out(folder, capsys, capl
 def test_a_sheet_is_not_written_over_an_image_and_an_empty_folder_is_an_error(folder, capsys, tmp_path):
     flat = folder / "flat.png"
     (line,) = show(capsys, folder, "--out", flat, code=2)
-    assert line == f"qlip: error: --out {flat} is one of the images; name another file"
+    assert line == f"qlip: error: --out {flat} is one of the files that are read; name another file to write"
     (line,) = show(capsys, tmp_path / "work", code=2)
     assert line == f"qlip: error: there are no images in {tmp_path / 'work'}"
 

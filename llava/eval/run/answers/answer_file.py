@@ -16,6 +16,7 @@ from typing import Any
 from llava.eval.run.answers.jsonl import Row, append_rows, check_regular, format_rows, read_rows, replace
 from llava.eval.run.inputs.checks import hash_image
 from llava.eval.run.inputs.questions import Question
+from qlip.files import is_same_file
 
 PER_ROW = ("index", "image", "image_hash", "text", "image_size", "visual_tokens", "uniform_tokens")
 """Fields of a row's metadata that depend on its question; all others are the run's settings."""
@@ -51,7 +52,7 @@ class AnswerFile:
         for file in self._files():
             check_regular(file)
             for other in inputs:
-                if file.exists() and other.exists() and file.samefile(other):
+                if is_same_file(file, other):
                     raise ValueError(f"{file} is the same file as {other}, which is read; name another --answers-file")
 
     def check_rows(self, questions: Sequence[Question], resume: bool) -> None:
