@@ -15,7 +15,7 @@ register_lazily()
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
-    """Whether to keep what bitsandbytes logs: all but its advice to install a package that nothing here needs."""
+    """Whether to keep a record of bitsandbytes: not its advice to install a package that is not needed here."""
     return not (isinstance(record.args, tuple) and any(isinstance(arg, ModuleNotFoundError) for arg in record.args))
 
 

@@ -15,4 +15,4 @@ DEFAULT_IM_START_TOKEN = "<im_start>"
 DEFAULT_IM_END_TOKEN = "<im_end>"
 IMAGE_PLACEHOLDER = "<image-placeholder>"
 
-CHAT_SHORT, CHAT_LONG = 672, 1344  # pixels
+CHAT_SHORT, CHAT_LONG = 672, 1344  # pixels: sides that a chat image is shrunk to

@@ -66,7 +66,7 @@ def _split_url(url: str) -> tuple[httpx.URL, str, int]:
     """
     try:
         parsed = httpx.URL(url)
-    except (httpx.InvalidURL, ValueError) as error:  # a bad host or port, or half a character
+    except (httpx.InvalidURL, ValueError) as error:  # a bad host or port, or a lone surrogate
         why = f"its URL cannot be read ({type(error).__name__}); it must read {_URL_FORM}"
         raise ImageError(f"cannot download the image: {why}") from None
     if parsed.userinfo or not parsed.raw_host:

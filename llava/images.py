@@ -14,12 +14,13 @@ from collections.abc import Callable, Collection, Iterable
 from io import TextIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from PIL import Image
 
 from qlip.command import suggest_path
 from qlip.images.limits import DEFAULT_LIMITS, TIFF_SIGNATURES, ImageError, ImageLimits, check_header
-from qlip.images.pictures import FORMATS, clear_errors, decode_image
+from qlip.images.pictures import FORMATS, convert_errors, decode_image
 from qlip.images.rgb import read_orientation, to_rgb
 
 Result = TypeVar("Result")
@@ -171,6 +172,8 @@ def read_base64(text: str | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> byte
         raise ImageError("an image URL where base64 text is wanted; send the file's content as base64")
     if text[:5].lower() == b"data:":
         text = text.partition(b",")[2]
+    if b"%" in text:  # as a URL may write +, / and =
+        text = unquote_to_bytes(text)
     try:
         data = base64.b64decode(b"".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
@@ -206,7 +209,7 @@ def _find_size(file: BinaryIO, limits: ImageLimits) -> tuple[int, int]:
     if start in TIFF_SIGNATURES:
         return decode_image(limits.read(file), limits).size
     limits.check_bytes(os.fstat(file.fileno()).st_size)
-    with clear_errors(limits), Image.open(check_header(file), formats=FORMATS) as image:
+    with convert_errors(limits), Image.open(check_header(file), formats=FORMATS) as image:
         limits.check_size(*image.size)
         width, height = image.size
         return (height, width) if 5 <= read_orientation(image) <= 8 else (width, height)

@@ -190,7 +190,7 @@ def tokenizer_image_token(
         return_tensors: None for a list, "pt" for an int64 tensor (length,).
 
     Raises:
-        ValueError: for any other `return_tensors`, or a prompt that holds half a character.
+        ValueError: for any other `return_tensors`, or a prompt that contains a lone surrogate.
     """
     if return_tensors not in (None, "pt"):
         raise ValueError(f"return_tensors must be None or 'pt', got {return_tensors!r}")
@@ -202,8 +202,10 @@ def tokenizer_image_token(
     for i, piece in enumerate(pieces):
         if i > 0:
             ids.append(image_token_index)
-        # Llama 3's tokenizer adds a BOS, and its chat template writes one: a prompt from there has two.
-        extra = 0 if not has_bos or piece[:1] != [bos] else 2 if i == 0 and piece[1:2] == [bos] else 1
+        extra = 0
+        if has_bos and piece[:1] == [bos]:
+            # Llama 3's tokenizer adds a BOS, and its chat template writes one: a prompt from there has two.
+            extra = 2 if i == 0 and piece[1:2] == [bos] else 1
         ids.extend(piece[extra:])
     if return_tensors is None:
         return ids

@@ -6,9 +6,9 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 
 
 def check_encodable(name: str, text: str) -> None:
-    """Raises ValueError if the text `name` holds half a character, which JSON can spell and no tokenizer takes.
+    """Raises ValueError if the text `name` contains a lone surrogate, which JSON allows but no tokenizer accepts.
 
-    Bytes of a terminal that are not UTF-8 read as such halves, too.
+    Terminal input that is not UTF-8 arrives as lone surrogates, too.
     """
     if text.isascii():
         return
@@ -16,14 +16,14 @@ def check_encodable(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         half = text[error.start]
-        source = ", as a byte reads that is not UTF-8" if "\udc80" <= half <= "\udcff" else ""
-        raise ValueError(f"{name} holds half a character, {half!r}{source}") from None
+        source = ", as a byte that is not UTF-8 is read" if "\udc80" <= half <= "\udcff" else ""
+        raise ValueError(f"{name} contains a lone surrogate, {half!r}{source}") from None
 
 
 def check_question(text: str, name: str = "the question") -> None:
-    """Raises ValueError unless the text `name` can be asked: not blank, and without half a character.
+    """Raises ValueError unless the text `name` can be asked: not blank, and without lone surrogates.
 
-    Raises TypeError if it is no text.
+    Raises TypeError if it is not text.
     """
     if not isinstance(text, str):
         raise TypeError(f"{name} is {text!r}; it must be text")
@@ -35,7 +35,7 @@ def check_question(text: str, name: str = "the question") -> None:
 def place_images(question: str, images: int, token: str = DEFAULT_IMAGE_TOKEN) -> str:
     """Puts one image token per image before a conversation's first question, or where the question has `<image>`.
 
-    A question that has any is left to say itself where each image goes, by `<image>` or LLaVA's `<image-placeholder>`.
+    A question with `<image>` or LLaVA's `<image-placeholder>` already says where the images go and keeps its places.
     """
     question = question.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN)
     if DEFAULT_IMAGE_TOKEN not in question:

@@ -54,7 +54,7 @@ def demo_model_path() -> Path:
 
 
 def demo_picture_paths() -> list[Path]:
-    """Lists the demo's pictures, by name; what `qlip show` has drawn beside them is none.
+    """Lists the demo's pictures by name, without drawings that `qlip show` has written beside them.
 
     Raises:
         FileNotFoundError: if there is none.

@@ -1,6 +1,6 @@
 """The training scenes: drawn once into memory-mapped arrays, read back as batches.
 
-It knows arrays and objects; neither tokens nor models.
+Works with arrays and objects, not with tokens or models.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class Averages:
         self.values: dict[str, float] = {}
 
     def add(self, numbers: dict[str, Tensor]) -> None:
-        """Takes in the numbers of one step."""
+        """Adds the values of one step."""
         for name, number in numbers.items():
             new = float(number)
             self.values[name] = self.memory * self.values.get(name, new) + (1 - self.memory) * new

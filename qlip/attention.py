@@ -80,7 +80,7 @@ class _ProbingConfig:
 
 
 def _run_probing(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Runs an attention layer up to its attention function; returns only if it calls none of transformers'.
+    """Runs an attention layer up to its attention function; returns only if it never calls one of transformers'.
 
     A copy that shares its weights runs, so that other threads' forward passes see nothing of it.
 
@@ -218,7 +218,7 @@ def check_followed(queries: Tensor, end: int, prompt: int) -> None:
     """
     if not bool(queries[end:].any()):
         raise ValueError(
-            f"no token of the question follows the last image of prompt {prompt}, so that none attends to it; put the"
+            f"no token of the question follows the last image of prompt {prompt}, so none attends to it; put the"
             " question after the images, or set budget to 'score'"
         )
 

@@ -33,7 +33,7 @@ def make_parser(asked: str | None = None) -> argparse.ArgumentParser:
     """Builds the parser.
 
     Args:
-        asked: the first argument. Another package is loaded only if this is the name of its command, or of none.
+        asked: the first argument. Unless it is one of ours, the other package that provides it is loaded, or all.
     """
     parser = OneLineParser(prog="qlip", description="Content-aware quadtrees for vision transformers.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

@@ -26,7 +26,7 @@ USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, Safete
 
 
 def escaped(text: str) -> str:
-    """Escapes what is not printable, such as a line feed: a text from outside can then forge no line of a log."""
+    """Escapes what is not printable, such as a line feed, so that external text cannot forge log lines."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
@@ -39,6 +39,14 @@ class OneLineParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.register("type", Path, read_path)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses the command line; an unknown flag is named without its value, which may be a secret."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [text.partition("=")[0] for text in unknown if text.startswith("-")]
+            self.error(f"unrecognized arguments: {' '.join(flags or unknown)}")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -92,7 +100,7 @@ def run_command(
     try:
         code = work() or 0
         if sys.stdout is not None:  # it is None where a service started Python without one
-            sys.stdout.flush()  # a pipe that nobody reads any more shows here, not as Python ends
+            sys.stdout.flush()  # raises here, not at interpreter exit, if the pipe has no reader any more
         return code
     except KeyboardInterrupt:
         if interrupted is not None:

@@ -25,7 +25,7 @@ LLMPositions = Literal["raster", "sequential"]
 LLMWeight = Literal["each", "native"]
 
 STRONGEST_BIAS = 4.0
-"""Of a size bias, of either sign: beyond it the weights of a long image's leaves may exceed float32."""
+"""Largest absolute size bias; beyond it the weights of a long image's leaves may overflow float32."""
 
 PAPER: Mapping[str, Any] = MappingProxyType(
     {
@@ -41,7 +41,7 @@ PAPER: Mapping[str, Any] = MappingProxyType(
         "llm_size_bias": 0.0,
     }
 )
-"""Where the paper's settings differ from the defaults; alpha is one of the values that it sweeps."""
+"""The paper's settings that differ from the defaults; alpha is one of the values the paper sweeps."""
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
@@ -200,15 +200,15 @@ class QLIPConfig:
         check_count("seed", self.seed, least=0)
         if self.placement == "padded" and self.thumbnail:
             raise ValueError(
-                "placement is 'padded', but a thumbnail is the whole image stretched over the native grid; allowed with"
-                " thumbnail is 'whole'"
+                "placement is 'padded' and thumbnail is true, but a thumbnail fills the whole native grid; set"
+                " placement to 'whole' or thumbnail to false"
             )
         if self.interpolation == "mlp" and self.mlp is None:
             raise ValueError("interpolation is 'mlp' but mlp is None; give the path of the prior's weights")
 
     @property
     def biases_language_model(self) -> bool:
-        """Whether an image's tokens may have weights other than 1 in the language model's attention."""
+        """Whether image tokens may get weights other than 1 in the language model's attention."""
         return self.llm_size_bias != 0 or self.llm_weight != "each"
 
     def to_dict(self) -> dict[str, Any]:
@@ -246,7 +246,7 @@ class QLIPConfig:
             raise ValueError(f"unknown QLIP setting {', '.join(unknown)}{hint}; allowed are {known}")
         alpha = values.get("alpha")
         if isinstance(alpha, Mapping) and list(alpha) == ["__float__"]:
-            alpha = alpha["__float__"]  # transformers writes an infinite number into config.json so
+            alpha = alpha["__float__"]  # how transformers writes infinity to config.json
         if isinstance(alpha, str):
             with suppress(ValueError):  # the field's own check reports a text that is not a number
                 values = {**values, "alpha": float(alpha)}
@@ -283,12 +283,12 @@ def check_number(name: str, value: float, least: float = -math.inf, most: float 
 
 
 def show(value: float) -> str:
-    """Formats a number for an error; Python converts no integer of thousands of digits."""
+    """Formats a number for an error message; Python refuses to print integers of thousands of digits."""
     return "a huge number" if isinstance(value, int) and abs(value) >= 10**4000 else f"{value!r:.40}"
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is an integer or a float, which a bool is not."""
+    """Whether `value` is an int or a float, but not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

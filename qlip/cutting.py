@@ -30,7 +30,9 @@ OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 BAND = 2**17
-"""Pixels that are normalised at once, so that they stay in a CPU's cache; by numpy, on the calling thread alone."""
+"""Pixels normalised per step, so that they stay in the CPU's cache; numpy does it on the calling thread."""
+SHRINK_STEP = 0.98
+"""Factor on an image's sides until its cells and its coarsest tree fit the bounds."""
 
 
 class FindLeaves(Protocol):
@@ -48,7 +50,7 @@ class CutOne(Protocol):
 
 
 def check_channels(name: str, values: Any, above: float = -math.inf) -> tuple[float, ...]:
-    """Reads a finite number above `above` for each of three channels; raises TypeError or ValueError for others."""
+    """Reads three finite numbers, one per channel, each greater than `above`; raises TypeError or ValueError."""
     bound = "" if above == -math.inf else f" above {above:g}"
     try:
         own = () if isinstance(values, str) else tuple(float(value) for value in values)
@@ -104,12 +106,14 @@ class ImageCutter:
         if settings.geometry == "native":
             return self._native_grid_of(height * scale, width * scale, settings)
         shrink = math.sqrt(settings.max_cells / (height * width)) * self.patch_size / scale
-        shrink = shrink if shrink < 1 else 0.98
+        if shrink >= 1:
+            shrink = SHRINK_STEP
         while True:
             rows, cols = (max(1, round(side * scale / self.patch_size)) for side in (height, width))
             if rows * cols <= settings.max_cells and self._is_affordable((rows, cols), settings):
                 return rows, cols
-            scale, shrink = scale * shrink, 0.98
+            scale *= shrink
+            shrink = SHRINK_STEP
 
     def _native_grid_of(self, height: float, width: float, settings: QLIPConfig) -> tuple[int, int]:
         """Chooses the grid of native cells, each a square of a power of two; see `choose_grid`."""
@@ -117,12 +121,12 @@ class ImageCutter:
         # `image_size` scales by a rounded quotient, which must not cost a level.
         level = max(0, math.ceil(math.log2(longest / self.native_size) - 1e-9))
         sizes = [(self.native_grid, 2**k) for k in range(level, -1, -1)]
-        sizes += [(side, 1) for side in range(self.native_grid - 1, 0, -1)]  # even CLIP's view is too large
-        while True:  # the last, a grid of one cell, is always allowed
-            side, cell = sizes.pop(0)
+        sizes += [(side, 1) for side in range(self.native_grid - 1, 1, -1)]  # for budgets below CLIP's view
+        for side, cell in sizes:
             rows, cols = (max(1, round(length / longest * side)) * cell for length in (height, width))
             if rows * cols <= settings.max_cells and self._is_affordable((rows, cols), settings):
                 return rows, cols
+        return 1, 1  # always allowed
 
     def fit(self, settings: QLIPConfig) -> Callable[[int, int], tuple[int, int]]:
         """Builds the function from an image's (width, height) to the (width, height) that it is resized to."""
@@ -130,7 +134,7 @@ class ImageCutter:
 
     def normalise(self, image: Image.Image, settings: QLIPConfig) -> Tensor:
         """Resizes an image of any mode to whole cells: float32 (3, H, W), normalised."""
-        image = to_rgb(image)  # returns an image that `llava.images` decoded as it is
+        image = to_rgb(image)  # no copy where the image is plain RGB already
         return self._resize(BicubicResizer(image), self._fitted_size(settings, *image.size))
 
     def _resize(self, original: BicubicResizer, size: tuple[int, int]) -> Tensor:
@@ -173,11 +177,12 @@ class ImageCutter:
 
     def _make_finder(self, original: BicubicResizer, pixels_of: Callable[[tuple[int, int]], Tensor]) -> FindLeaves:
         image = original.image
-        # Compiled loops resize from these pixels too; without them Pillow copies only what is looked at.
+        # Compiled loops also resize from these pixels; without numba, Pillow copies only the sampled ones.
         noise_of = cache(lambda: estimate_noise(original.pixels if kernels.load_loops() else image))
 
         def find(settings: QLIPConfig, bounded: bool = True) -> tuple[Tensor, Leaves]:
-            pixels, noise = pixels_of(self._fitted_size(settings, *image.size)), None
+            pixels = pixels_of(self._fitted_size(settings, *image.size))
+            noise: Tensor | None = None
             if settings.noise_floor and settings.criterion == "structure":
                 scale = (pixels.shape[1] * pixels.shape[2] / (image.width * image.height)) ** 0.5
                 # Enlarged noise is smooth, but averages out over as many original pixels as before.
@@ -191,7 +196,7 @@ class ImageCutter:
         return self.make_preparer(image)(settings)
 
     def make_preparer(self, image: Image.Image) -> CutOne:
-        """Builds `prepare` of one image, which also cuts it into given leaves; see `make_finder`."""
+        """Builds a `prepare` bound to one image, which can also cut given leaves; see `make_finder`."""
         image = to_rgb(image)
         original = BicubicResizer(image)
         pixels_of = cache(partial(self._resize, original))

@@ -18,7 +18,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 """transformers' names of the kinds of layers that attend to all keys, and to a window."""
 
 ALIBI_MODELS = ("mpt", "llava_mpt")
-"""Language models whose attention (ALiBi) counts tokens, and makes True, that is hidden, of any number in a mask."""
+"""Language models whose attention (ALiBi) counts tokens and reads any nonzero mask value as True (hidden)."""
 
 
 def counts_tokens(config: Any) -> bool:
@@ -53,7 +53,7 @@ def window_of(config: Any, layer: int) -> int | None:
     """Finds the window of one layer, counted from 0; None if it attends to all keys.
 
     Raises:
-        ValueError: its attention is neither full nor sliding, so that a question's is not known.
+        ValueError: its attention is neither full nor sliding, so a question's attention can't be read from it.
     """
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if not kinds:
@@ -67,14 +67,14 @@ def window_of(config: Any, layer: int) -> int | None:
 
 
 def check_takes_bias(language_model: nn.Module, config: Any) -> None:
-    """Raises ValueError if a language model has layers to which a bias on keys can't be given: not all are attention.
+    """Raises ValueError if a language model has layers that can't take a bias on keys, such as convolutions.
 
     Args:
         language_model: transformers', without its head.
         config: its configuration.
     """
     layer_windows(config)
-    # Of Mamba, gated delta rules and short convolutions, whose configurations say it in many ways.
+    # Mamba, gated delta nets and short convolutions all use Conv1d; their configurations have no common field for it.
     if any(isinstance(module, nn.Conv1d) for module in language_model.modules()):
         raise ValueError(
             f"the language model {config.model_type!r} has layers that mix tokens by convolutions, which take no mask"
@@ -142,7 +142,7 @@ def all_real(new: Tensor, cache: Cache | None) -> Tensor:
 
 
 def unwrap_single(masks: dict[str, Any]) -> Any:
-    """Gives the model's layers their mask: the only one, or one for each kind of layer."""
+    """Unwraps a dict of one mask; keeps a dict with one mask per kind of layer."""
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
@@ -169,7 +169,7 @@ def causal_mask_with_bias(
         key_bias: float (B, K0), K0 <= T; later keys have none.
         queries: Q, number of new tokens, the last Q of the T keys.
         dtype: of the model.
-        keys: K, of a cache with another number of keys than T - `offset`, its default.
+        keys: K, number of keys in the cache; by default T - `offset`.
         window: how many keys a query attends to at most, itself included; None for all.
         offset: how many of the first keys a cache has dropped.
 
@@ -195,6 +195,6 @@ def mask_with_bias(allowed: Tensor, key_bias: Tensor, dtype: torch.dtype, offset
     """
     end = offset + allowed.shape[-1]
     bias = F.pad(key_bias, (0, max(0, end - key_bias.shape[1])))[:, None, None, offset:end].expand_as(allowed)
-    # In float32, in which "eager" takes the softmax, the lowest number of float64 is infinite: NaN in rows of padding.
+    # "eager" computes the softmax in float32, where float64's lowest number is -inf and gives NaN in rows of padding.
     lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
     return bias.to(dtype).masked_fill(~allowed, lowest)

@@ -18,7 +18,7 @@ from qlip.mlp import CoordinateMLP
 from qlip.outputs import HiddenStates, QLIPOutput
 from qlip.patches import CutImage, check_cuts, downsize
 from qlip.positions import interpolate_positions
-from qlip.quadtree import Leaves, count_sizes
+from qlip.quadtree import Leaves, measure_sizes
 from qlip.ragged import key_mask, pad_ragged
 from qlip.saved_settings import locate_prior, read_saved_settings
 from qlip.untraced import extract_patches, native_cut, partition_as
@@ -67,7 +67,7 @@ class QLIPVisionModel(nn.Module):
         """Converts layers to indices into `hidden_states`, counted from 0.
 
         Raises:
-            TypeError: a layer is no integer.
+            TypeError: a layer is not an integer.
             ValueError: the model has no such layer.
         """
         depth = self.adapter.depth
@@ -92,11 +92,11 @@ class QLIPVisionModel(nn.Module):
         return model.eval()
 
     def load_prior(self) -> None:
-        """Reads the MLP prior that the settings name, if any. After the model's weights, which do not include it."""
+        """Loads the MLP prior of the settings, if any; call it after the weights, which do not include it."""
         self.change_settings(self.qlip)
 
     def change_settings(self, settings: QLIPConfig) -> None:
-        """Uses other settings, and the prior that they name, read again if its file changed; an error changes nothing.
+        """Replaces the settings and their prior, which is read again if its file changed; on an error nothing changes.
 
         Raises:
             OSError, ValueError: the prior cannot be read, or is of another width.
@@ -112,7 +112,7 @@ class QLIPVisionModel(nn.Module):
 
         Args:
             prior: the MLP.
-            file: its file, as `QLIPConfig.mlp` names it; None: it is used instead of the one of the settings.
+            file: its file, as `QLIPConfig.mlp` names it; None uses it in place of the prior that the settings name.
 
         Raises:
             ValueError: its width is not the model's.
@@ -155,8 +155,8 @@ class QLIPVisionModel(nn.Module):
         table, config = self.position_table, settings or self.qlip
         if config.interpolation == "mlp" and (self.prior is None or config.mlp not in (None, self.prior_file)):
             raise ValueError(
-                f"mlp is {config.mlp!r}, and the model has read the prior {self.prior_file!r}; load_prior() reads that"
-                " of the model's own settings, and a single call takes no other"
+                f"mlp is {config.mlp!r}, but the model has loaded the prior {self.prior_file!r}; load_prior() loads"
+                " that of the model's own settings, change_settings() another; a single call loads none"
             )
         prior = None if self.prior is None else self.prior.to(table.device)
         placed = interpolate_positions(
@@ -260,7 +260,7 @@ class QLIPVisionModel(nn.Module):
                 raise ValueError(f"{len(cut.patches)} patches and {len(added)} positions for {tokens} tokens")
         sequences = self._embed([cut.patches for cut in cuts], positions)
         hidden, valid = pad_ragged(sequences)
-        sizes = [count_sizes(cut.leaves, self.native_grid, config.geometry) for cut in cuts]
+        sizes = [measure_sizes(cut.leaves, self.native_grid, config.geometry) for cut in cuts]
         mask = key_mask(valid, sizes, config.size_bias, adapter.prefix, hidden.dtype)
         hidden = adapter.pre_norm(hidden)
         kept = {0: hidden} if 0 in layers else {}

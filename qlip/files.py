@@ -12,9 +12,9 @@ from uuid import uuid4
 
 @contextmanager
 def replacing(file: str | Path) -> Iterator[Path]:
-    """Yields a path beside a file, whose content is to be written there and replaces the file's at the end.
+    """Yields a temporary path beside `file` and renames it to `file` when the block succeeds.
 
-    A crash leaves the old file; so does an error, after which what was written is deleted.
+    A crash or an error leaves the old file; after an error the temporary file is deleted.
     """
     path = Path(file)
     new = path.with_name(f".{path.name}.{uuid4().hex[:8]}.new")
@@ -44,7 +44,7 @@ def check_output(name: str, out: Path, inputs: Iterable[Path] = ()) -> None:
         raise ValueError(f"{name} {out} is one of the files that are read; name another file to write")
     place = next(folder for folder in out.absolute().parents if folder.exists())
     if not os.access(place, os.W_OK):
-        raise PermissionError(f"{name} {out} can't be written: {place} takes no files")
+        raise PermissionError(f"{name} {out} can't be written: {place} is not writable")
 
 
 def is_same_file(first: Path, second: Path) -> bool:
@@ -53,7 +53,7 @@ def is_same_file(first: Path, second: Path) -> bool:
 
 
 def check_new_folder(out: Path) -> None:
-    """Raises FileExistsError if something is at a folder that is to be written, except for an empty folder."""
+    """Raises FileExistsError unless `out` is absent or an empty folder."""
     if out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; name another folder, or empty it")
     if out.exists() and not out.is_dir():
@@ -65,7 +65,7 @@ def written_whole(out: Path) -> Iterator[Path]:
     """Yields a new folder to write into; its files move to `out` when the block ends without an error.
 
     Args:
-        out: the folder that is meant; absent or empty, and so it stays after an error.
+        out: the target folder; absent or empty, and left so after an error.
     """
     home = out if out.is_dir() else out.parent  # an empty `out` may be a mount, which nothing can be renamed to
     home.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
     @classmethod
     def from_clip(cls, processor: Any, patch_size: int, native_size: int, qlip: QLIPConfig) -> QLIPImageProcessor:
-        """Takes over how a CLIP or SigLIP image processor normalises; the sizes are the tower's."""
+        """Makes a processor with the mean and std of a CLIP or SigLIP image processor and the tower's sizes."""
         return cls(patch_size, native_size, *find_normalisation(processor), qlip)
 
     @classmethod
@@ -88,7 +88,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
     @property
     def takes_tiles(self) -> bool:
-        """Whether a model that was trained on tiles gets tiles to cut, and not the whole image."""
+        """Whether images of a tile-trained model are cut tile by tile (`tiling="tiles"`)."""
         return self.qlip.tiling == "tiles"
 
     @property
@@ -148,7 +148,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
         return [self.cutter.prepare(to_pillow(image), self.qlip) for image in images]
 
     def count_placeholders(self, packed: Mapping[str, Tensor]) -> list[int]:
-        """Counts the image tokens that each image which `pack` packed takes in a prompt."""
+        """Counts the prompt's image tokens for each image packed by `pack`."""
         return self.count_tokens(packed["leaf_boxes"])
 
     def count_tokens(self, leaf_boxes: Tensor) -> list[int]:
@@ -206,7 +206,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
                 " own to qlip.attach, or call QLIPImageProcessor with the tower's sizes"
             )
         if kwargs and not keeps_unused:  # transformers ignores what it does not know, `use_fast` for one
-            logger.warning("no values of QLIPImageProcessor (%s): %s", ", ".join(VALUES), ", ".join(sorted(kwargs)))
+            logger.warning("QLIPImageProcessor takes %s; ignored: %s", ", ".join(VALUES), ", ".join(sorted(kwargs)))
         native = values["crop_size"]
         native = native["height"] if isinstance(native, Mapping) else native
         processor = cls(values["patch_size"], native, values["image_mean"], values["image_std"], values["qlip"])

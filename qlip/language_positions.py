@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qlip.config import QLIPConfig
 from qlip.positions import raster_positions
-from qlip.quadtree import Leaves, count_sizes
+from qlip.quadtree import Leaves, measure_sizes
 from qlip.roots import find_native_cell
 
 BIASABLE = ("sdpa", "eager")
@@ -35,7 +35,7 @@ class ImageSpan:
     """Positions that the image takes: the next token's, relative to the image's start."""
 
     sizes: Tensor | None
-    """float (count,): side, in cells, of the square that a token weighs in attention; None where each weighs one."""
+    """float (count,): a token weighs size^2 in attention; None where each token weighs 1."""
 
     @classmethod
     def sequential(cls, count: int) -> ImageSpan:
@@ -114,7 +114,7 @@ def _token_sizes(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> Tens
     """
     if not settings.biases_language_model:
         return None
-    sizes = count_sizes(leaves, native_grid, settings.geometry)
+    sizes = measure_sizes(leaves, native_grid, settings.geometry)
     if settings.thumbnail:
         covered = (leaves.grid[0] * leaves.grid[1]) ** 0.5 / native_grid
         covered /= find_native_cell(leaves.grid, native_grid, settings.geometry)
@@ -128,7 +128,7 @@ def weigh(settings: QLIPConfig, sizes: Tensor, trained: int) -> Tensor | None:
     Args:
         settings: `llm_size_bias` and `llm_weight` decide.
         sizes: of all tokens of an image.
-        trained: tokens that the model was trained to see of it, as which llm_weight "native" lets them weigh together.
+        trained: number of tokens per image in training; llm_weight "native" makes the image weigh as much in total.
     """
     sizes = sizes**settings.llm_size_bias
     if settings.llm_weight == "native":
@@ -227,7 +227,7 @@ def key_bias(sizes: Tensor, attention: str = "sdpa") -> Tensor | None:
         return None
     if attention not in BIASABLE:
         raise ValueError(
-            f"llm_size_bias and llm_weight bias the attention, which {attention!r} can't do; load the model with"
+            f"llm_size_bias and llm_weight need an attention bias, which {attention!r} can't apply; load the model with"
             " attn_implementation 'sdpa' or 'eager', or set them to 0 and 'each'"
         )
     return 2 * sizes.log()

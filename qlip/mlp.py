@@ -41,7 +41,7 @@ class CoordinateMLP(nn.Module):
 
     frequencies: Tensor
     source: tuple[Path, int] | None = None
-    """The file that it was read from, and when that was written, in nanoseconds; None if it was not read."""
+    """(file, its modification time in ns) that the prior was read from; None if it was not read from a file."""
 
     def __init__(
         self, dim: int, hidden: int = 1024, depth: int = 4, bands: int = 12, frequencies: Tensor | None = None
@@ -98,7 +98,7 @@ class CoordinateMLP(nn.Module):
         return prior
 
     def is_current(self, path: str | Path) -> bool:
-        """Whether a file is not one that this was read from and that was written since."""
+        """Whether the prior is up to date: False only if it was read from `path` and the file has changed since."""
         path = Path(path)
         if self.source is None or self.source[0] != path or not path.is_file():
             return True
@@ -106,7 +106,7 @@ class CoordinateMLP(nn.Module):
 
 
 def smooth_frequencies(bands: int) -> Tensor:
-    """Makes our frequencies: pi / 2 (j + 1) for band j from 0.
+    """Makes our frequencies: (pi / 2) * (j + 1) for band j, counted from 0.
 
     Up to `bands` quarter periods each way: below the Nyquist rate of a 24 x 24 table, so it is smooth in between.
     """

@@ -19,7 +19,7 @@ CHUNK = 2**17
 """Pixels of leaves that are resampled at once, so that they stay in a CPU's cache."""
 
 SMALL_PRODUCT = 2**18
-"""Multiplications up to which libraries compute a product of matrices on the calling thread."""
+"""Multiplications up to which BLAS computes a matrix product on the calling thread."""
 
 COMPILED_SIZES = (2, 4, 8)
 """Sides of leaves, in cells, that compiled loops resample: each is compiled for itself, and larger leaves are few."""
@@ -39,7 +39,7 @@ class CutImage:
     """float (C, S, S): the image at the tower's native size, if the settings ask for it."""
 
     def to(self, device: torch.device | str) -> CutImage:
-        """Moves the pixels to a device; leaves stay on the CPU."""
+        """Copies to a device: patches and thumbnail; the leaves stay on the CPU."""
         small = None if self.thumbnail is None else self.thumbnail.to(device)
         return CutImage(self.leaves, self.patches.to(device), small)
 
@@ -218,7 +218,7 @@ def _copy_cells(image: np.ndarray, places: np.ndarray, patch_size: int) -> np.nd
 def _check_inside(image: np.ndarray | Tensor, corners: np.ndarray, sizes: np.ndarray | int, patch_size: int) -> None:
     """Raises ValueError if a leaf, its corner (n, 2) and side (n, 1) in cells, is not wholly inside (C, H, W)."""
     grid = np.array([image.shape[1] // patch_size, image.shape[2] // patch_size])
-    if (corners < 0).any() or np.any(sizes < 1) or (corners > grid - sizes).any():  # as a sum it could overflow
+    if (corners < 0).any() or np.any(sizes < 1) or (corners > grid - sizes).any():  # `corners + sizes` could overflow
         raise ValueError(f"a leaf lies outside of the image's {grid[0]} x {grid[1]} cells")
 
 

@@ -57,7 +57,7 @@ def interpolate_positions(
         positions = _prior_positions(mlp, leaves, side, leaf_position, placement, table.device)
         if mlp_residual:
             native = Leaves.uniform((side, side))
-            # By the leaves' own formula: at the authors' frequencies its rounding alone would be seen.
+            # Same formula as for the leaves: at the authors' high frequencies another rounding would be visible.
             own: LeafPosition = "native" if leaf_position == "native" else "centre"
             residual = table - _prior_positions(mlp, native, side, own, "whole", table.device)
             weights = _table_weights(leaves, side, "bicubic", leaf_position, placement)

@@ -113,7 +113,7 @@ def partition(
         split_order: by falling "score", or score times "side"; ties: larger first, then raster.
         layout: "aligned" tiles the roots from the top-left corner and splits those beyond the grid;
             "centered" centres whole roots, every cell outside them is a leaf.
-        coarsest: "native" bounds leaves by a cell of the tower's native grid, as far as the budget allows; "any" not.
+        coarsest: "native" limits leaves to a cell of the tower's native grid, if the budget allows; "any" does not.
         native_grid: n, cells per side of the images that the tower was trained on.
         max_leaf: bound on the side of a leaf in cells, a power of two, instead of that of `coarsest`.
         structure_size: window of criterion "structure" in sampled pixels, odd.
@@ -162,7 +162,7 @@ def partition_as(
 ) -> Leaves:
     """Cuts an image (C, H, W) under the settings, for a tower trained on `native_grid` cells a side.
 
-    Without `bounded` the budget decides about the roots alone: from them everything splits that alpha asks for.
+    With `bounded=False` the budget limits only the roots; below them every block splits that alpha asks for.
     """
     return partition(
         image,
@@ -183,8 +183,8 @@ def partition_as(
     )
 
 
-def count_sizes(leaves: Leaves, native_grid: int, geometry: Geometry) -> Tensor:
-    """Counts the side of each leaf, float32 (N,), in cells; with geometry "native" in native cells."""
+def measure_sizes(leaves: Leaves, native_grid: int, geometry: Geometry) -> Tensor:
+    """Measures the side of each leaf, float32 (N,), in cells; with geometry "native" in native cells."""
     return leaves.sizes.float() / find_native_cell(leaves.grid, native_grid, geometry)
 
 
@@ -202,7 +202,7 @@ def spare_splits(max_tokens: int | None, fewest: int, trees: str, remedy: str) -
 
 
 def find_noise(criterion: Criterion, noise_floor: bool, image: Tensor, noise: Tensor | None = None) -> Tensor | None:
-    """Finds the noise that lowers scores, float (C,): what is known of it, or the image's own; None if none does.
+    """Finds the noise level that lowers scores, float (C,): `noise` if given, else an estimate; None if unused.
 
     Raises:
         ValueError: what is known of it has another shape.

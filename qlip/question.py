@@ -67,7 +67,7 @@ class QuestionCut:
 
     @property
     def splits(self) -> int:
-        """How many blocks a question splits, each into four."""
+        """Number of blocks that a question splits, each into four."""
         kept, share = len(self.kept.leaves), self.settings.question_share
         most = _bound_leaves(self.first.leaves, self.settings.score_share + share, self.settings)
         if share > 0 and (self.settings.max_tokens is None or kept + 3 <= self.settings.max_tokens):
@@ -76,7 +76,7 @@ class QuestionCut:
 
     @property
     def most_leaves(self) -> int:
-        """The leaves of the image, whatever the question."""
+        """Number of leaves after the question's splits; the same for every question."""
         return len(self.kept.leaves) + 3 * self.splits
 
     def relevance(self, weights: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class QuestionCut:
         return self.take(self.choose_leaves(self.relevance(weights)))
 
     def choose_leaves(self, relevance: Tensor) -> Leaves:
-        """Splits the block that is attended to most, again and again, of those that alpha asks to split.
+        """Repeatedly splits the most attended block among those that alpha asks to split.
 
         The attention on a root counts for the blocks in it by their area, so that several roots are seen twice as fine
         before one is seen four times as fine. Ties: larger first, then in raster order.

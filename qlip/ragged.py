@@ -37,5 +37,5 @@ def key_mask(valid: Tensor, sizes: Sequence[Tensor], bias: float, prefix: int, d
     if bias:
         areas = [F.pad(2 * size.float().log(), (prefix, 0)) for size in sizes]
         mask += bias * pad_ragged(areas)[0].to(mask)
-    mask = mask.to(dtype).masked_fill(~valid, torch.finfo(dtype).min)  # in float32 float64's lowest does not fit
+    mask = mask.to(dtype).masked_fill(~valid, torch.finfo(dtype).min)  # float64's lowest does not fit into float32
     return mask[:, None, None, :]

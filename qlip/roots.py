@@ -1,4 +1,4 @@
-"""The coarsest blocks of a quadtree: where they lie, how large they may be, how many they are (paper section 3.1)."""
+"""The roots (coarsest blocks) of a quadtree: position, size and number (paper section 3.1)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from qlip.config import QLIPConfig
 
 
 def read_saved_settings(saved: Any) -> QLIPConfig:
-    """Reads the entry `qlip` of a configuration; the defaults if it has none, or only says that QLIP is used.
+    """Reads the entry `qlip` of a configuration; the defaults if it is absent or a bool.
 
     Raises:
         ValueError: a setting is unknown or out of range.

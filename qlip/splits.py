@@ -34,7 +34,7 @@ def choose_splits(
 
 
 def _cast_threshold(alpha: float) -> np.float32:
-    """Rounds alpha to the precision of scores; one above 0 stays above 0, which would split everything.
+    """Rounds alpha to float32; a positive alpha stays positive, since 0 would split everything.
 
     At least the smallest normal number: processors may take smaller ones for 0.
     """

@@ -1,7 +1,7 @@
 """Quadtrees and patches for models: torch.compile runs these as they are, and compiles what surrounds them.
 
-numpy cuts the leaves, as many as the pixels need, which no compiler can trace. Apart from what is wrapped, since
-wrapping imports the compiler, which processes that only prepare images need not load.
+numpy cuts a data-dependent number of leaves, which no compiler can trace. The wrappers are in a separate file because
+`torch.compiler` imports the compiler, which image-preparing processes need not load.
 """
 
 from __future__ import annotations

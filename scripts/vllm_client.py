@@ -89,7 +89,7 @@ def post(server: str, body: Mapping[str, Any], api_key: str | None = None, timeo
     try:
         return response.json()
     except ValueError:
-        raise RuntimeError(f"{server} answered no JSON, so it is no vLLM server: {response.text[:500]}") from None
+        raise RuntimeError(f"{server} did not answer JSON, so it is not a vLLM server: {response.text[:500]}") from None
 
 
 def ask(server: str, body: Mapping[str, Any], api_key: str | None = None) -> str:

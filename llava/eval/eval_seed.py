@@ -76,7 +76,7 @@ def read_questions(path: Path, only: str | None = None) -> tuple[dict[tuple[str,
         raise ValueError(f"{path} holds no questions about {only}s")
     types = {number: name for name, number in named.items()}
     for row in kept.values():
-        if (kind := row["question_type_id"]) not in list(types):  # a list can be asked for a value that has no hash
+        if (kind := row["question_type_id"]) not in list(types):  # a list, since the value may be unhashable
             raise ValueError(f"{path}: question_type does not name the type {kind!r}")
     return kept, types
 

@@ -19,7 +19,7 @@ class TextVQAAccuracyEvaluator:
     """The mean soft accuracy of a list of answers."""
 
     def eval_pred_list(self, pred_list: Sequence[Mapping[str, Any]]) -> float:
-        """In [0, 1].
+        """Computes the mean soft accuracy, in [0, 1].
 
         Args:
             pred_list: `pred_answer`, a text, and `gt_answers`, ten of them, for each question; at least one.

@@ -47,9 +47,9 @@ def attribute_answer(
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; allowed are {', '.join(METHODS)}")
     if not len(images):
-        raise ValueError("the prompt has no image, so that there is nothing that its answer could depend on")
+        raise ValueError("the prompt has no image that the answer could depend on; add one")
     if not len(answer):
-        raise ValueError("the answer is empty, so that there is nothing to attribute")
+        raise ValueError("the answer is empty; there is nothing to attribute")
     ids = torch.cat([prompt, answer])
     weights = None if method == "attention" else _weigh_by_gradient(model, ids, len(answer), images, method)
     if weights is None:

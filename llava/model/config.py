@@ -182,7 +182,7 @@ TEXT_CONFIGS: dict[str, type[ImageLanguageConfig]] = {
 """`model_type` of a language model alone -> the configuration of LLaVA on it."""
 
 UNBOUNDED = 10**9
-"""Context lengths from which a tokenizer's "none" is meant: transformers writes 10^30."""
+"""Context lengths from this on mean "no limit": transformers writes 10^30."""
 
 LLAVA_FIELDS = frozenset(MultimodalConfig.__annotations__)
 """The fields that LLaVA adds to the language model's."""

@@ -111,8 +111,8 @@ def write_checkpoint(out: Path, weights: dict[str, Tensor], source: Path, name: 
     """Writes weights as safetensors, with what else is in the checkpoint that they come from, but for other folders.
 
     These are configuration, tokenizer, and the prior and the tower that the configuration names. The configuration
-    says the weights' dtype, and the prompt template where `name`, the checkpoint's folder or hub id, tells it: the new
-    folder's may not.
+    names the weights' dtype, and the prompt template where `name` (the checkpoint's folder or hub id) implies it, which
+    the new folder's name may not.
     """
     config = read_json(source / "config.json") if (source / "config.json").is_file() else {}
     named = named_places(config)

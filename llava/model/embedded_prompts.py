@@ -35,7 +35,7 @@ class EmbeddedPromptsMixin:
         """Calls `splice_images` under LLaVA's name and order; with images, `position_ids` is not read.
 
         LLaVA's six values have no place for the weights of leaves in attention (`key_bias` of `forward`). A warning
-        tells where they are lost.
+        is logged where they are lost.
 
         Returns:
             (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels); without images what was given,
@@ -48,7 +48,7 @@ class EmbeddedPromptsMixin:
         if batch.weighted:
             logger.warning(
                 "prepare_inputs_labels_for_multimodal cannot return the weights of leaves (llm_size_bias,"
-                " llm_weight), so that answers differ from those of forward and generate; call these with images, or"
+                " llm_weight), so answers differ from those of forward and generate; call these with images, or"
                 " load the model with qlip={'llm_size_bias': 0.0}"
             )
         new_labels = None if labels is None else batch.labels
@@ -57,8 +57,8 @@ class EmbeddedPromptsMixin:
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
         """Builds transformers' processors of logits without the prompt's padding.
 
-        A penalty on repetition leaves out as many of a row's first tokens as there is padding, and beside embeddings
-        those are tokens of the answer.
+        transformers' repetition penalty skips as many first tokens of a row as there is padding; with embeddings those
+        tokens belong to the answer.
         """
         if kwargs.get("input_ids_seq_length") == 0 and kwargs.get("model_kwargs"):
             known = {name: value for name, value in kwargs["model_kwargs"].items() if name != "attention_mask"}

@@ -45,7 +45,7 @@ def add_negative_prompt(
     if attention_mask is not None:
         text = text & (attention_mask != 0).to(text.device)
     if not text.any(1).all():
-        raise ValueError("guidance_scale needs text in each prompt, or negative_prompt_ids; one is of images alone")
+        raise ValueError("guidance_scale needs text in each prompt, or negative_prompt_ids; one prompt has only images")
     last = text.shape[1] - 1 - text.flip(1).int().argmax(1, keepdim=True)
     tokens = prompt.gather(1, last).repeat_interleave(max(beams or 1, answers or 1), 0)
     return options | {"negative_prompt_ids": tokens}

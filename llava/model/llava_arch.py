@@ -43,7 +43,7 @@ from llava.model.vision.mixin import ImageEncodingMixin, Images, ImageSizes
 from llava.model.vision.question_budget import refine_pixels
 from llava.model.vision_setup import initialize_vision_modules, initialize_vision_tokenizer
 from qlip.decoder_masks import decoder_mask
-from qlip.integrations.continuation import follow, note_continuation, padding_mask
+from qlip.integrations.continuation import complete_inputs, note_continuation, padding_mask
 from qlip.integrations.mixins import ImagePositionsMixin, refuse_options
 
 TOWER_NAMES = {r"vision_tower\.vision_tower\.vision_model\.": "vision_tower.vision_tower."}
@@ -63,7 +63,7 @@ class LlavaMetaModel(nn.Module):
         if config.has_tower:
             self.vision_tower = build_vision_tower(config, delay_load=True)
             if config.mm_hidden_size is None and not self.vision_tower.is_loaded:
-                raise ValueError("mm_hidden_size is not set, and the checkpoint does not hold the tower that has it")
+                raise ValueError("mm_hidden_size is not set, and no tower states it; set it in config.json")
             config.mm_hidden_size = config.mm_hidden_size or self.vision_tower.hidden_size
             self.mm_projector = build_vision_projector(config)
             if has_newline(config):
@@ -208,7 +208,7 @@ class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositi
             raise ValueError("neither input_ids nor inputs_embeds were given")
         if position_ids is None or not torch.compiler.is_compiling():
             known = padding_mask(attention_mask)
-            position_ids, key_bias = follow(past_key_values, new, position_ids, key_bias, known)
+            position_ids, key_bias = complete_inputs(past_key_values, new, position_ids, key_bias, known)
         attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self)
         output = super().forward(
             input_ids=input_ids,

@@ -70,7 +70,7 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
         saved = _read(file)
         state = {name.split("mm_projector.")[1]: tensor for name, tensor in saved.items() if "mm_projector." in name}
         if unlike := projector.state_dict().keys() ^ state.keys():
-            raise ValueError(f"{file} is not of this {config.mm_projector_type!r} projector: see {sorted(unlike)[0]!r}")
+            raise ValueError(f"{file} is not a {config.mm_projector_type!r} projector: {sorted(unlike)[0]!r} differs")
         with whole_parameters(*projector.parameters()):
             for name, own in projector.state_dict().items():
                 _check_shape(file, f"mm_projector.{name}", state[name], own)

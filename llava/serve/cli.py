@@ -1,7 +1,7 @@
 """Terminal chat about pictures: `llava`, or `python -m llava.serve.cli`.
 
 Answers questions that are typed, piped, or given by `--prompt`. Answers go to stdout, everything else to stderr; in a
-terminal the prompts stand beside them. The model's libraries are loaded after the flags have been checked.
+terminal the prompts are printed to stdout too. The model's libraries are loaded after the flags have been checked.
 """
 
 from __future__ import annotations
@@ -15,9 +15,16 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.command import OneLineParser, add_length_flag, exit_on_interrupt, format_error, read_name, real, run_command
+from llava.command import OneLineParser, add_length_flag, exit_on_interrupt, read_name, real, run_command
 from llava.conversation import Conversation
-from llava.serve.drawings import ATTRIBUTION, QUADTREE, check_drawings, write_attributions, write_quadtrees
+from llava.serve.drawings import (
+    ATTRIBUTION,
+    QUADTREE,
+    check_drawings,
+    try_to_write_attributions,
+    write_attributions,
+    write_quadtrees,
+)
 from llava.serve.engine.params import Sampling
 from llava.serve.loading import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine, qlip_option
 from llava.serve.terminal import is_terminal, print_label, read_line
@@ -201,7 +208,7 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
         sampling: how tokens are chosen.
         args: `debug`, `shorten` and `show_attribution` are read.
     """
-    from llava.serve.engine.errors import GenerationError, ran_out_of_memory
+    from llava.serve.engine.errors import GenerationError
     from llava.serve.engine.prompting import break_image_token
 
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -212,35 +219,26 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
         print("llava: an empty line or Ctrl-D ends the chat; Ctrl-C stops an answer", file=sys.stderr)
     conversation = engine.new_conversation()
     user, assistant = conversation.roles
-    while text := read_line(f"{user}: "):
+    while question := read_line(f"{user}: "):
         before = len(conversation.messages)
         try:
             if before > conversation.offset:
-                check_later_question(text)
+                check_later_question(question)
             else:
-                text = engine.first_question(text, len(images))
-            check_question(text)
-            conversation.append_message(user, text)
+                question = engine.first_question(question, len(images))
+            check_question(question)
+            conversation.append_message(user, question)
             conversation.append_message(assistant, None)
             show_prompt(conversation, args.debug)
-            text = stream_answer(engine, conversation, images, sampling, args)
+            answer = stream_answer(engine, conversation, images, sampling, args)
         except (ValueError, GenerationError) as error:  # too long, for example: drop it
             if isinstance(error, GenerationError) and not error.out_of_memory:
                 raise
             print(f"llava: error: {error}", file=sys.stderr)
             del conversation.messages[before:]
             continue
-        try:
-            write_attributions(engine, conversation, images, text, args.show_attribution)
-        except (OSError, ValueError, RuntimeError) as error:  # the answer is kept
-            if isinstance(error, RuntimeError) and not ran_out_of_memory(error):
-                raise
-            print(f"llava: error: no attribution: {format_error(error)}", file=sys.stderr)
-        except KeyboardInterrupt:
-            if not is_terminal():
-                raise
-            print("llava: no attribution: stopped", file=sys.stderr)
-        conversation.messages[-1][1] = break_image_token(text) or EMPTY
+        try_to_write_attributions(engine, conversation, images, answer, args.show_attribution)
+        conversation.messages[-1][1] = break_image_token(answer) or EMPTY
 
 
 def stream_answer(

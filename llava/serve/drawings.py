@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import qlip
+from llava.command import format_error
+from llava.serve.terminal import is_terminal
 from qlip.files import is_same_file
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def write_attributions(
     if path is None:
         return
     if not answer:
-        print("--show-attribution: the answer is empty, so that nothing is drawn", file=sys.stderr)
+        print("--show-attribution: the answer is empty, so nothing is drawn", file=sys.stderr)
         return
     explained = engine.explain(asked, images, answer)
     pairs = zip(explained.draw(images), explained.images, strict=True)
@@ -103,3 +105,26 @@ def write_attributions(
         cells = f"{len(part.weights)} {'leaves' if engine.vision.quadtree_tower else 'cells'}"
         share = f"the greatest share, {part.weights[row]:.0%}, at row {top}, column {left}, {size} x {size} cells"
         print(f"{target}: {cells}; {share}", file=sys.stderr)
+
+
+def try_to_write_attributions(
+    engine: ChatEngine, asked: Conversation, images: Sequence[Image.Image], answer: str, path: Path | None
+) -> None:
+    """Does as `write_attributions` in a chat, which goes on where the drawing fails or Ctrl-C stops it.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C where questions come from a file or a pipe.
+        RuntimeError: the model fails for another reason than memory.
+    """
+    from llava.serve.engine.errors import ran_out_of_memory
+
+    try:
+        write_attributions(engine, asked, images, answer, path)
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not ran_out_of_memory(error):
+            raise
+        print(f"llava: error: no attribution: {format_error(error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        if not is_terminal():
+            raise
+        print("llava: no attribution: stopped", file=sys.stderr)

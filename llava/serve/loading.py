@@ -138,7 +138,7 @@ def load_engine(
     if switchable:
         config = inspect(local_folder(model_path)).config
         quadtree = bool(config.qlip if option is None else option)
-        if takes_quadtree(config):  # by the settings that a language model needs which takes no others
+        if takes_quadtree(config):  # MPT (ALiBi) takes no other settings than these
             restricted = counts_tokens(config) and not config.qlip
             option = option or (dict(ALIBI_SETTINGS) if restricted else True)
     tokenizer, model, image_processor, context_len = load_pretrained_model(

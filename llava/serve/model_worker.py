@@ -84,7 +84,7 @@ def find_conflict(args: argparse.Namespace) -> str | None:
         if address is None:
             continue
         if not args.worker_token and not is_loopback(host_of(address)):
-            return f"{flag} {address} is another machine's, so that --worker-token is needed"
+            return f"{flag} {address} is another machine's, so --worker-token is needed"
     if args.worker_address is None and (conflict := _find_conflict_of_host(args)):
         return conflict
     if api_keys(args) and not args.worker_token:
@@ -98,12 +98,12 @@ def _find_conflict_of_host(args: argparse.Namespace) -> str | None:
     try:
         host = host_of(local_url(args.host, args.port or PORT))
     except ValueError as error:
-        return f"--host {args.host} is no address to register ({error}); give {example}"
+        return f"--host {args.host} cannot be registered as an address ({error}); give {example}"
     if not is_loopback(host):
         if args.worker_token:
             return None
         return (
-            f"--host {args.host} is also the address to register, which is no loopback address, so that --worker-token"
+            f"--host {args.host} is also the address to register, which is not a loopback address, so --worker-token"
             " is needed; or give --worker-address"
         )
     if not is_loopback(host_of(args.controller_address)):

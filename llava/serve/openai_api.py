@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 8000
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; a wrong one ends the process with exit code 2."""
-    parser = OneLineParser(prog="openai_api", description="Serve the model in the OpenAI protocol.")
+def make_parser(kind: type[OneLineParser] = OneLineParser) -> OneLineParser:
+    """Makes the command line."""
+    parser = kind(prog="openai_api", description="Serve the model in the OpenAI protocol.")
     add_model_flags(parser)
     add_server_flags(parser, DEFAULT_PORT)
     parser.add_argument(
@@ -49,12 +49,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     most = EngineLimits.max_batch
     parser.add_argument("--max-batch", type=integer(), default=most, help=f"most answers at a time ({most})")
     add_engine_flags(parser)
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves a model until it gets a signal to stop; returns the exit code."""
-    args = parse_args(argv)
+    args = make_parser().parse_args(argv)
     return run_command("openai_api", lambda: run(args))
 
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def load(args: argparse.Namespace) -> tuple[ChatEngine, APISettings]:
-    """Loads the engine and builds the settings that the flags of `parse_args` give."""
+    """Loads the engine and builds the settings that the flags of `make_parser` give."""
     from llava.mm_utils import get_model_name_from_path
     from llava.serve.openai.chat import APISettings
     from llava.utils import demo_model_path

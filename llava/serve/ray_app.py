@@ -7,15 +7,30 @@ file (scripts/ray_serve.yaml) sets the number of replicas and their machines.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from ray import serve
 from ray.serve import Application
 from starlette.types import ASGIApp
 
+from llava.command import OneLineParser
 from llava.serve.engine.errors import EngineClosed
-from llava.serve.openai_api import load, parse_args
+from llava.serve.http.flags import API_KEY_VARIABLE
+from llava.serve.openai_api import load, make_parser
+
+_ADDRESS = (
+    "the address is Ray Serve's, not the application's; give it as http_options in the config file, or to serve.start"
+)
+NOT_HERE = {
+    "host": _ADDRESS,
+    "port": _ADDRESS,
+    "max_connections": "connections are Ray Serve's, not the application's; limit them in front of it",
+    "api_key": f"Ray writes arguments to its logs; set ${API_KEY_VARIABLE} where the nodes are started",
+}
+"""Flags that are no arguments -> what to do instead."""
 
 
 class Replica:
@@ -24,9 +39,9 @@ class Replica:
     def __init__(self, flags: Sequence[str]) -> None:
         """
         Args:
-            flags: Flags of `python -m llava.serve.openai_api`, without --host and --port.
+            flags: Flags of `python -m llava.serve.openai_api` but those of `NOT_HERE`.
         """
-        self.engine, self.settings = load(parse_args(flags))
+        self.engine, self.settings = load(make_parser().parse_args(flags))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Builds the application that gets Ray Serve's requests."""
@@ -45,26 +60,52 @@ class Replica:
             self.engine.close()
 
 
+class RaisingParser(OneLineParser):
+    """Raises its errors: Ray shows an exception, but not what a process of its own printed."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; arguments are flags of python -m llava.serve.openai_api, see its --help")
+
+
 def flags_of(arguments: Mapping[str, Any]) -> list[str]:
     """Converts an application's arguments to command-line flags.
 
     Args:
-        arguments: Flag name, with or without dashes -> value: true for a flag without a value, false for its `--no-`
-            form, also as the texts that `serve run` gives; a list for several values; null leaves a flag out.
+        arguments: Flag name, with or without dashes -> value: true or false for a flag without a value, also as the
+            texts that `serve run` gives; a list for several values; null leaves a flag out.
+
+    Raises:
+        ValueError: there is no such flag, or it is one of `NOT_HERE`.
     """
+    parser = make_parser(RaisingParser)
+    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
     flags: list[str] = []
-    for name, value in arguments.items():
-        flag = name.strip("-").replace("_", "-")
-        value = {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
-        if value is None:
-            continue
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, (list, tuple)):
-            flags += [f"--{flag}", *map(str, value)]
-        else:
-            flags.append(f"--{flag}={value}")
+    for given, value in arguments.items():
+        name = given.strip("-").replace("-", "_")
+        if name in NOT_HERE:
+            raise ValueError(f"{given}: {NOT_HERE[name]}")
+        if name not in actions:
+            close = get_close_matches(name, actions, 1)
+            hint = f"; did you mean {close[0]}?" if close else "; arguments are named as its flags, see its --help"
+            raise ValueError(f"python -m llava.serve.openai_api has no flag for the argument {given!r}{hint}")
+        if isinstance(value, str):
+            value = {"true": True, "false": False}.get(value.lower(), value)
+        if value is not None:
+            flags += _flags_of(actions[name], value)
     return flags
+
+
+def _flags_of(action: argparse.Action, value: Any) -> list[str]:
+    """Formats the value of one flag."""
+    flag = action.option_strings[0]
+    if isinstance(value, bool):
+        if value:
+            return [flag]
+        negation = f"--no-{flag.removeprefix('--')}"
+        return [negation] if negation in action.option_strings else []
+    if isinstance(value, (list, tuple)):
+        return [flag, *map(str, value)]
+    return [f"{flag}={value}"]
 
 
 def deployment(flags: Sequence[str], replica: type[Replica] = Replica) -> serve.Deployment:
@@ -73,16 +114,7 @@ def deployment(flags: Sequence[str], replica: type[Replica] = Replica) -> serve.
     Raises:
         ValueError: a flag is wrong.
     """
-    if own := [flag for flag in flags if flag.partition("=")[0] in ("--host", "--port")]:
-        raise ValueError(
-            f"{', '.join(own)}: the address is Ray Serve's, not the application's; give it as http_options in the"
-            " config file, or to serve.start"
-        )
-    try:
-        args = parse_args(flags)
-    except SystemExit:
-        names = ", ".join(flag.partition("=")[0] for flag in flags if flag.startswith("--"))  # values may be keys
-        raise ValueError(f"wrong arguments among {names}; see python -m llava.serve.openai_api --help") from None
+    args = make_parser(RaisingParser).parse_args(flags)
     # The engine limits its queue itself and refuses more with 429; Ray Serve's own limit would let requests wait.
     accepted = args.max_batch + args.max_waiting
     return serve.deployment(serve.ingress()(replica), name="llava", max_ongoing_requests=accepted + 8)

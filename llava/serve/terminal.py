@@ -1,4 +1,4 @@
-"""Lines that are typed, and what stands beside questions and answers."""
+"""Reads typed lines and prints the labels of the terminal chat."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def is_terminal() -> bool:
 
 
 def print_label(text: str) -> None:
-    """Prints what stands beside questions and answers: in a terminal on stdout, else on stderr."""
+    """Prints a label such as "USER: ": to stdout in a terminal, else to stderr."""
     print(text, end="", file=sys.stdout if is_terminal() else sys.stderr, flush=True)

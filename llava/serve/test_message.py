@@ -15,7 +15,7 @@ from typing import Any
 from llava.command import OneLineParser, integer, parse_and_run, real
 from llava.conversation import Conversation, conv_templates
 from llava.serve.http.addresses import server_url
-from llava.serve.http.flags import api_keys, key_text
+from llava.serve.http.flags import API_KEY_VARIABLE, api_keys, key_text
 from llava.text import check_question, place_images
 
 CONV_MODE = "vicuna_v1"
@@ -42,7 +42,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"prompt format (default: the one that the worker states, or {CONV_MODE})",
     )
-    parser.add_argument("--api-key", action="append", type=key_text, metavar="KEY", help="sent with each request")
+    parser.add_argument(
+        "--api-key",
+        action="append",
+        type=key_text,
+        metavar="KEY",
+        help=f"sent with each request (default: ${API_KEY_VARIABLE})",
+    )
     return parser
 
 
@@ -69,9 +75,13 @@ def send(args: argparse.Namespace) -> None:
         name = args.conv_mode or calls.find_conv_mode(client, worker, model)
         conversation = conv_templates.get(name or CONV_MODE, conv_templates[CONV_MODE]).copy()
         request = build_request(args, model, conversation, images)
-        for piece in calls.stream_answer(client, worker, request):
-            print(piece, end="", flush=True)
-        print()
+        answer = calls.stream_answer(client, worker, request)
+        print(next(answer, ""), end="", flush=True)
+        try:
+            for piece in answer:
+                print(piece, end="", flush=True)
+        finally:
+            print()  # ends the line, also before an error
 
 
 def build_request(

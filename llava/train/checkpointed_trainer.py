@@ -154,7 +154,7 @@ class CheckpointedTrainer(Trainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Trains an epoch, unless the checkpoint that the run continues from has all its steps.
 
-        transformers compares them after a step, so that a command that is run again would go on by one.
+        transformers compares after a step, so a repeated command would train one step more.
         """
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True

@@ -24,7 +24,7 @@ class LeftOutLog:
         self.named: set[str] = set()
 
     def add(self, reason: str) -> None:
-        """Names a sample; `reason` does."""
+        """Logs a sample by its `reason`, which names it."""
         if reason in self.named or len(self.named) > NAMED:
             return
         self.named.add(reason)

@@ -64,7 +64,7 @@ def check_resumed_plan(folder: Path, plan: Mapping[str, Any]) -> None:
     """Checks that a checkpoint's steps took the samples that this run's would.
 
     Args:
-        folder: the checkpoint. One of before a part of the plan was written down is not checked for it.
+        folder: the checkpoint. Parts of the plan that an older version did not save are not checked.
         plan: of this run.
 
     Raises:
@@ -75,6 +75,6 @@ def check_resumed_plan(folder: Path, plan: Mapping[str, Any]) -> None:
     for name, value in plan.items():
         if (before := saved.get(name, value)) != value:
             raise ValueError(
-                f"{folder} was trained with {name}: {before}, and this run has {value}, so that samples would be left"
+                f"{folder} was trained with {name}: {before}, and this run has {value}, so samples would be left"
                 " out or trained on again; give the same, or another --output_dir to start over"
             )

@@ -161,12 +161,12 @@ def find_resume(training: Any) -> str | None:
     if has_projector != training.tune_mm_mlp_adapter or has_lora != training.lora_enable:
         kind = "the projector alone" if has_projector else "LoRA" if has_lora else "the whole model"
         raise ValueError(
-            f"{folder} is a checkpoint of training {kind}, which these flags do not; give its flags, or another"
+            f"{folder} is a checkpoint of training {kind}, but these flags do not; give its flags, or another"
             " --output_dir"
         )
     if not any(next(folder.glob(pattern), None) for pattern in OPTIMIZER_FILES):
         raise ValueError(
-            f"{folder} has no state of an optimizer, as --save_only_model leaves it, so that its learning rates would"
+            f"{folder} has no state of an optimizer, as --save_only_model leaves it, so its learning rates would"
             " begin again; give another --output_dir, and start from its weights: a whole model as"
             " --model_name_or_path, a projector as --pretrain_mm_mlp_adapter, LoRA merged by merge_lora_weights.py"
         )

@@ -126,7 +126,7 @@ def save_config(model: Any, folder: Path, dtype: torch.dtype | None = None) -> N
 
 @contextmanager
 def cache_in_config(config: Any) -> Iterator[None]:
-    """Has the configuration ask for a cache, which training turns off and generation needs."""
+    """Sets `use_cache` in the configuration while it is saved: training turns it off, generation needs it."""
     before, config.use_cache = config.use_cache, True
     try:
         yield
@@ -135,7 +135,7 @@ def cache_in_config(config: Any) -> Iterator[None]:
 
 
 def save_tensors(state: Mapping[str, Tensor], file: Path) -> None:
-    """Writes tensors to a .bin file, at once: a crash leaves the old file."""
+    """Writes tensors to a .bin file atomically; a crash leaves the old file."""
     with replacing(file) as new:
         torch.save(dict(state), new)
 
@@ -180,8 +180,7 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def finish_checkpoint(staged: Path, final: Path, limit: int | None, best: str | None) -> None:
-    """Gives a checkpoint that is completely written its name, where an older one goes, and deletes the oldest beyond
-    a limit, see `rotate`."""
+    """Renames a fully written checkpoint to its final name, replacing an older one, and applies `rotate`."""
     if final.exists():
         shutil.rmtree(final)
     os.replace(staged, final)

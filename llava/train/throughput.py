@@ -198,7 +198,7 @@ class Throughput:
         return bool(self._target_tokens or not self._dropped)
 
     def describe_dropped(self) -> str:
-        """Says how many samples were left out, of all processes and in each epoch again; empty if none was."""
+        """Describes how many samples were left out, summed over processes and epochs; empty if none was."""
         times = f"samples were left out {self._dropped} times, in every epoch again, and used {self._samples} times"
         return f"{times}; {self._count_kinds()}" if self._dropped else ""
 

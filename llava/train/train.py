@@ -61,7 +61,7 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
 
 
 def set_up_logging(is_first: bool) -> None:
-    """Logs to the terminal; of a machine's other processes only errors, and warnings of the data that is theirs."""
+    """Logs to the terminal; a machine's other processes log only errors and warnings about their own data."""
     logging.basicConfig(level=logging.INFO if is_first else logging.ERROR, format="%(message)s")
     for name in ("llava.train.throughput", "llava.train.left_out", "llava.train.evaluation", "llava.eval.run"):
         logging.getLogger(name).setLevel(logging.INFO if is_first else logging.WARNING)

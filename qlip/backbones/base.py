@@ -137,5 +137,5 @@ def _read_side(name: str, size: Any) -> int:
     """
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
-        raise ValueError(f"{name} is {size!r} in the model's configuration; QLIP takes towers of squares")
+        raise ValueError(f"{name} is {size!r} in the model's configuration; QLIP supports square sizes only")
     return int(sides.pop())

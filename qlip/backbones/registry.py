@@ -49,7 +49,7 @@ def find_adapter(vision_model: nn.Module) -> type[ViTAdapter]:
     """
     kind = type(vision_model)
     if not isinstance(vision_model, nn.Module):
-        raise TypeError(f"the vision model is a {kind.__name__}; it must be a model, as from_pretrained gives one")
+        raise TypeError(f"the vision model is a {kind.__name__}; it must be a model, such as from_pretrained returns")
     for known, adapter in ADAPTERS:
         if isinstance(vision_model, known):
             return adapter

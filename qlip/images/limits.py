@@ -68,9 +68,9 @@ class ImageLimits:
             raise self.too_large()
 
     def read(self, file: BinaryIO) -> bytes:
-        """Reads the rest of an open file; raises ImageError, before, for one of more bytes than allowed.
+        """Reads the rest of an open file; raises ImageError before reading if it is too large.
 
-        Of a pipe the length is not known before.
+        A pipe's length is not known in advance.
         """
         if not file.seekable():
             data = file.read(self.max_bytes + 1)
@@ -109,7 +109,7 @@ SHAPELESS_LIMITS = replace(LOCAL_LIMITS, max_pixels=180_000_000, min_side=1, max
 
 
 def check_structure(data: bytes) -> None:
-    """Checks what Pillow does not: a PNG's checksums and end, and what a TIFF's tags and a GIF's comments take.
+    """Checks what Pillow does not: PNG checksums and end, and the memory of TIFF tags and GIF comments.
 
     Args:
         data: An image file of any format; only these three are checked.
@@ -169,7 +169,7 @@ def check_scans(data: bytes, pixels: int) -> None:
 def count_scans(data: bytes) -> int:
     """Counts the scans of a JPEG file up to the image's end, after which phones put a video of any bytes.
 
-    What libjpeg might read in another way counts as it costs more: only what a segment's length covers is passed over.
+    Where libjpeg might parse bytes differently, the costlier reading counts: only a segment's own bytes are skipped.
     """
     scans, place = 0, len(_JPEG_SIGNATURE)
     while (marker := _JPEG_MARKER.search(data, place)) and (code := marker[1][0]) != JPEG_END:
@@ -204,7 +204,7 @@ def _check_extensions(data: bytes) -> None:
 def _check_tags(data: bytes) -> None:
     """Checks that a TIFF file's tags hold no more bytes than the file, which they do if many point to the same bytes.
 
-    Pillow copies the value of each tag, so that a file of 15 MB takes 8 GB.
+    Pillow copies the value of each tag, so a crafted file of 15 MB can take 8 GB.
 
     Raises:
         ImageError: they hold more.

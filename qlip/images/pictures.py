@@ -36,8 +36,8 @@ MORE_FORMATS = (*FORMATS, "AVIF", "DIB", "ICO", "JPEG2000", "PCX", "SGI", "TGA")
 """Formats that the method's own commands open: all that Pillow decodes in C, from one decoder."""
 SIGNATURES = {b"\xff\xd8": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II": "TIFF", b"MM": "TIFF", b"P": "PPM"}
 """How files begin -> their format, to name a truncated one."""
-CAMERAS = (".heic", ".heif", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf")
-"""Endings of photographs that Pillow alone does not open."""
+UNREAD = (".heic", ".heif", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf")
+"""File endings of photographs that Pillow cannot open without a plugin."""
 MAX_BYTES_IN_PYTHON = 2**24
 """Most bytes, and most pixels, of a file whose decoder Pillow has in Python; some seconds of work."""
 
@@ -92,7 +92,7 @@ def find_pictures(folder: str | Path) -> list[Path]:
     kinds = Image.registered_extensions()
     files = list(walk(folder))
     paths = sorted(path for path in files if kinds.get(path.suffix.lower()) in Image.OPEN)
-    unread = [path.name for path in files if path.suffix.lower() in CAMERAS and path.suffix.lower() not in kinds]
+    unread = [path.name for path in files if path.suffix.lower() in UNREAD and path.suffix.lower() not in kinds]
     if unread:
         logger.warning("%s: %d files such as %s are not read; convert them to JPEG", folder, len(unread), unread[0])
     if not paths:
@@ -122,9 +122,9 @@ def decode_image(
         MemoryError: there is not enough memory.
     """
     limits.check_bytes(len(data))
-    if data[4:8] == b"ftyp" and "AVIF" not in formats:  # what phones write: named, since its owner sees a picture in it
+    if data[4:8] == b"ftyp" and "AVIF" not in formats:  # phones write these
         raise ImageError("not a readable image: HEIC, AVIF and videos are not supported; save it as JPEG or PNG")
-    with clear_errors(limits, formats, data):
+    with convert_errors(limits, formats, data):
         check_structure(data)
         with Image.open(BytesIO(data), formats=formats) as image:
             limits.check_size(*image.size)
@@ -140,8 +140,8 @@ def decode_image(
 
 
 @contextmanager
-def clear_errors(limits: ImageLimits, formats: tuple[str, ...] = FORMATS, data: bytes = b"") -> Iterator[None]:
-    """Raises ImageError for whatever Pillow raises on a broken file, or one beyond the limits; `data` is the file."""
+def convert_errors(limits: ImageLimits, formats: tuple[str, ...] = FORMATS, data: bytes = b"") -> Iterator[None]:
+    """Converts Pillow's errors for broken or too large files to ImageError; `data` is the file."""
     try:
         yield
     except ImageError:
@@ -159,7 +159,7 @@ def clear_errors(limits: ImageLimits, formats: tuple[str, ...] = FORMATS, data: 
 def find_truncated(error: BaseException, data: bytes) -> str | None:
     """Finds the format of a file that Pillow could not read since its end is missing; None where that is not the cause.
 
-    Of WebP's decoder Pillow does not say why it failed; the file's header has its length.
+    Pillow gives no reason for WebP failures, so the length in the file's header is compared.
     """
     if data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         return "WEBP"
@@ -168,8 +168,8 @@ def find_truncated(error: BaseException, data: bytes) -> str | None:
     return next((name for start, name in SIGNATURES.items() if data.startswith(start)), "image")
 
 
-class PillowsLimit:
-    """Pillow's own limit on pixels, one for the whole process and lower than ours: lifted while any thread asks."""
+class PixelLimit:
+    """Lifts Pillow's process-wide pixel limit, which is lower than ours, while any thread is decoding."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -178,7 +178,7 @@ class PillowsLimit:
 
     @contextmanager
     def lift(self) -> Iterator[None]:
-        """Lifts the limit; the last of several threads that does so restores it."""
+        """Lifts the limit; it is restored when the last thread inside leaves."""
         with self._lock:
             if not self._lifted:
                 self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -192,7 +192,7 @@ class PillowsLimit:
                     Image.MAX_IMAGE_PIXELS = self._limit
 
 
-without_pillows_limit = PillowsLimit().lift
+without_pixel_limit = PixelLimit().lift
 
 
 def open_picture(path: str | Path, limits: ImageLimits = SHAPELESS_LIMITS) -> Image.Image:
@@ -205,7 +205,7 @@ def open_picture(path: str | Path, limits: ImageLimits = SHAPELESS_LIMITS) -> Im
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
-        with path.open("rb") as file, without_pillows_limit():
+        with path.open("rb") as file, without_pixel_limit():
             return decode_image(limits.read(file), limits, formats=MORE_FORMATS)
     except ImageError as error:
         raise ValueError(f"{path}: {error}") from None

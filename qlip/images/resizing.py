@@ -1,4 +1,4 @@
-"""Resizes an RGB image, antialiased bicubic, as CLIP's processor does: by Pillow, or to the same bits by numba."""
+"""Antialiased bicubic resizing, as in CLIP's processor: with Pillow, or bit-identical with numba."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ TURNS = {
 }
 """EXIF orientation -> the turn that makes an image upright; others are upright, or unknown."""
 SPREAD = {"L;2": 85, "L;4": 17}
-"""Pillow's name of grey of few bits -> what it multiplies levels by."""
+"""Pillow's raw mode of 2- and 4-bit grey -> the factor it multiplies levels by."""
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _MAX_XMP = 2**20  # bytes that are searched
 
@@ -46,15 +46,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image  # copying a photograph takes as long as decoding it
     turn = TURNS.get(read_orientation(image))
     if image.mode == "F" or image.mode.startswith("I"):
-        original = image
-        grey = np.array(image, dtype=np.float32)  # scaled in place: a large image has room for one copy
-        top = np.nanmax(grey, initial=0.0)
-        grey *= np.float32(255.0 if image.mode == "F" and top <= 1 else 1 / 257 if top > 255 else 1.0)
-        levels = np.nan_to_num(np.clip(grey, 0, 255, out=grey), copy=False).round(out=grey).astype(np.uint8)
-        clear, image = image.info.get("transparency"), Image.fromarray(levels)
-        if isinstance(clear, int):  # one level of grey
-            opaque = np.where(np.asarray(original) == clear, 0, 255).astype(np.uint8)
-            image.putalpha(Image.fromarray(opaque))
+        image = _grey_to_8_bits(image)
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or image.has_transparency_data:
@@ -63,6 +55,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = image.convert("RGB")
     image.info = {}  # the next reader would apply the orientation again
     return image if turn is None else image.transpose(turn)
+
+
+def _grey_to_8_bits(image: Image.Image) -> Image.Image:
+    """Scales grey of integers or floats to "L"; with a transparent level, to "LA"."""
+    grey = np.array(image, dtype=np.float32)  # scaled in place: a large image has room for one copy
+    top = np.nanmax(grey, initial=0.0)
+    if image.mode == "F" and top <= 1:  # fractions of white
+        grey *= np.float32(255)
+    elif top > 255:  # 16 bits
+        grey *= np.float32(1 / 257)
+    levels = np.nan_to_num(np.clip(grey, 0, 255, out=grey), copy=False).round(out=grey).astype(np.uint8)
+    scaled = Image.fromarray(levels)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):  # one level of grey
+        opaque = np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8)
+        scaled.putalpha(Image.fromarray(opaque))
+    return scaled
 
 
 def _scale_clear_level(image: Image.Image) -> None:

@@ -138,7 +138,7 @@ def choose_mixins(model: nn.Module, tower: nn.Module) -> list[tuple[nn.Module, t
 
 
 def check_model(model: object) -> None:
-    """Raises TypeError unless `model` is a loaded model, and a whole one."""
+    """Raises TypeError unless `model` is a loaded model and not part of an attached one."""
     if isinstance(model, nn.Module):
         return check_not_part(model)
     what = repr(model) if model is None or isinstance(model, (str, type)) else f"a {type(model).__name__}"
@@ -229,7 +229,7 @@ def check_language_model(model: Any, settings: QLIPConfig) -> None:
             " give llm_positions='sequential'"
         )
     biased = settings.biases_language_model
-    if biased and counts_tokens(text):  # its attention makes a mask of True and False of any
+    if biased and counts_tokens(text):  # its attention converts any mask to bool
         raise ValueError(
             f"llm_size_bias is {settings.llm_size_bias} and llm_weight {settings.llm_weight!r}, but the language model"
             f" {text.model_type!r} takes no bias; give llm_size_bias=0"

@@ -27,7 +27,7 @@ def check_attention(attention: str) -> None:
     if attention not in BIASABLE:
         raise ValueError(
             f"the vision tower's attention is {attention!r}, which takes no padding mask; load the model with"
-            " attn_implementation={'vision_config': 'sdpa'}, or set_attn_implementation it so"
+            " attn_implementation={'vision_config': 'sdpa'}, or call set_attn_implementation with that dict"
         )
 
 
@@ -93,7 +93,7 @@ class Attachment:
                 f"the images were cut without tiles, the model is attached with tiling='tiles'; {PROCESSOR}"
             )
         if not self.cuts_tiles and given != (own := self.vision.qlip.thumbnail):
-            raise ValueError(f"the images were cut with thumbnail={given}, the model is attached with {own}")
+            raise ValueError(f"the images were cut with thumbnail={given}, the model has thumbnail={own}; {PROCESSOR}")
         shape, native = tuple(image.patches.shape[1:]), self.vision.native_grid
         if shape != self.patch_shape:
             raise ValueError(f"pixel_values are patches of {shape}, the model's are {self.patch_shape}; {PROCESSOR}")
@@ -122,11 +122,10 @@ class Attachment:
                 f" leaf_grids are missing: {PROCESSOR} and give all it returns; whole images of one patch go in a list"
             )
 
-    def find_lost(self, position_ids: Tensor | None, key_bias: Tensor | None) -> list[str]:
-        """Finds what images need in the language model under the settings, and is not given."""
+    def find_missing(self, position_ids: Tensor | None, key_bias: Tensor | None) -> list[str]:
+        """Lists the arguments that images need in the language model under these settings but that are missing."""
         settings = self.vision.qlip
-        lost = ["position_ids"] if position_ids is None and settings.llm_positions == "raster" else []
-        return lost + (["key_bias"] if key_bias is None and settings.biases_language_model else [])
+        return list_missing(settings.llm_positions == "raster", settings.biases_language_model, position_ids, key_bias)
 
     def pack(self, pixel_values: Any) -> dict[str, Tensor]:
         """Packs whole images (B, C, H, W), or (C, H, W) each."""
@@ -150,6 +149,20 @@ class Attachment:
         joined = [part for own in parts for part in own]
         features = iter(self.vision.encode_cut(joined, select=select, settings=settings).features)
         return [torch.cat([next(features) for _ in own]) for own in parts]
+
+
+def list_missing(
+    needs_positions: bool, needs_bias: bool, position_ids: Tensor | None, key_bias: Tensor | None
+) -> list[str]:
+    """Names the arguments of a language model that are needed but None."""
+    missing = ["position_ids"] if needs_positions and position_ids is None else []
+    return missing + (["key_bias"] if needs_bias and key_bias is None else [])
+
+
+def refuse_missing(reason: str, missing: Sequence[str]) -> None:
+    """Raises ValueError, with a `reason` that goes on with what to give, if arguments are missing."""
+    if missing:
+        raise ValueError(f"{reason} give {' and '.join(missing)} (see place_images)")
 
 
 def image_sizes_of(pixel_values: Any) -> Tensor:

@@ -60,7 +60,7 @@ class AttachedPreTrainedMixin(AttachedMixin):
             self.config.qlip = settings
 
     def _get_files_timestamps(self, working_dir: Any) -> dict[str, float]:
-        """Lists the files that `save_pretrained(push_to_hub=True)` found, not the prior, which was just written.
+        """Lists the files that `save_pretrained(push_to_hub=True)` found, without the prior, so that it is uploaded.
 
         transformers uploads only what changes afterwards.
         """
@@ -124,15 +124,15 @@ def check_not_part(model: nn.Module) -> None:
 def check_same_tower(tower: nn.Module, attachment: Attachment) -> None:
     """Raises TypeError unless an attached model's tower is the one that was attached, perhaps compiled.
 
-    Another one, such as the copy that PEFT trains for `modules_to_save`, would not run, without an error.
+    Another one, such as PEFT's copy for `modules_to_save`, would silently not be used.
     """
     own = getattr(tower, "_orig_mod", tower)  # what torch.compile wraps
     parts = {name: getattr(part, "_orig_mod", part) for name, part in own.named_children()}
     known = {name: getattr(part, "_orig_mod", part) for name, part in attachment.vision.named_children()}
     if "attached_within" not in vars(own) or any(part is not parts.get(name) for name, part in known.items()):
         raise TypeError(
-            f"the vision tower was replaced by a {type(tower).__name__} after qlip.attach, which runs the one it was"
-            " given; detach the model, replace the tower, and attach again. To train the tower with PEFT, set"
+            f"the vision tower was replaced by a {type(tower).__name__} after qlip.attach, which still runs the old"
+            " one; detach the model, replace the tower, and attach again. To train the tower with PEFT, set"
             " requires_grad on it instead of naming it in modules_to_save"
         )
 

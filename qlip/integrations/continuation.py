@@ -17,9 +17,9 @@ class Continuation(NamedTuple):
     """What follows the keys and values of prompts with images."""
 
     images: int
-    """Keys up to the end of the last image; the positions after them rise by 1."""
+    """Number of keys up to the end of the last image; later positions rise by 1."""
     length: int
-    """Keys when this was noted."""
+    """Keys when this was saved."""
     end: Tensor
     """(B,): the first position after them."""
     bias: Tensor | None
@@ -39,12 +39,12 @@ class Continuation(NamedTuple):
         return self.end[:, None] + (real.cumsum(1) - 1).clamp(min=0)
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> Continuation:
-        """Changes the rows of all that is noted by one function, which takes and returns (rows, ...)."""
+        """Changes the rows of all that is saved by one function, which takes and returns (rows, ...)."""
         bias = self.bias if self.bias is None else change(self.bias.expand(len(self.end), -1))
         return self._replace(end=change(self.end), bias=bias)
 
     def merge_rows(self, each: int) -> Continuation | None:
-        """Takes one row of every `each`; None where those that would be one differ."""
+        """Keeps every `each`-th row; None if the rows merged into one differ."""
         merged = self.map_rows(lambda part: part[::each])
         again = merged.map_rows(lambda part: part.repeat_interleave(each, dim=0))
         is_same = torch.equal(again.end, self.end) and (
@@ -77,8 +77,8 @@ class RowsMixin:
         self._map_rows(lambda part: part.repeat_interleave(repeats, dim=0))
 
     def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        if (noted := getattr(self, ATTRIBUTE, None)) is not None:
-            setattr(self, ATTRIBUTE, noted.map_rows(change))
+        if (saved := getattr(self, ATTRIBUTE, None)) is not None:
+            setattr(self, ATTRIBUTE, saved.map_rows(change))
 
 
 @remember
@@ -94,7 +94,7 @@ def _new_cache(base: type) -> Any:
 
 
 @torch.compiler.disable  # compiled code can't change a class
-def _follow_rows(cache: Any) -> None:
+def _track_rows(cache: Any) -> None:
     """Gives a cache the subclass whose notes follow its rows; other caches of its class are untouched."""
     if not isinstance(cache, RowsMixin):
         cache.__class__ = _make_class(type(cache))  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def note_continuation(cache: Any, positions: Tensor, bias: Tensor | None, end: T
         return
     length, after = int(cache.get_seq_length()), positions[:, -1].floor() + 1
     after = after if end is None else torch.maximum(after, end.to(after))
-    _follow_rows(cache)
+    _track_rows(cache)
     setattr(cache, ATTRIBUTE, Continuation(length - _count_steps(positions, after), length, after, bias))
 
 
@@ -136,24 +136,24 @@ def read_continuation(cache: Any, rows: int, mask: Tensor | None = None, each: i
     Raises:
         ValueError: the cache was cropped within an image, or holds another number of rows.
     """
-    noted: Continuation | None = getattr(cache, ATTRIBUTE, None)
-    if noted is None:
+    saved: Continuation | None = getattr(cache, ATTRIBUTE, None)
+    if saved is None:
         return None
     if (length := int(cache.get_seq_length())) == 0:  # it was reset
         delattr(cache, ATTRIBUTE)
         return None
-    if length < noted.images:
+    if length < saved.images:
         raise ValueError(
-            f"the cache was cropped to {length} tokens, and the last image ends at {noted.images}; give all that the"
+            f"the cache was cropped to {length} tokens, and the last image ends at {saved.images}; give all that the"
             " attached processor returns again"
         )
-    merged = noted.merge_rows(each) if len(noted.end) == each * rows else None
+    merged = saved.merge_rows(each) if len(saved.end) == each * rows else None
     if merged is None:
         more = f", each for {each} answers" if each > 1 else ""
-        raise ValueError(f"the cache holds {len(noted.end)} rows with images, and {rows} are given{more}")
-    grown: int | Tensor = length - noted.length
-    if mask is not None and mask.shape[1] > length > noted.length:  # padding among earlier answers and questions
-        grown = (mask[:, noted.length : length] != 0).sum(1).to(merged.end.device)
+        raise ValueError(f"the cache holds {len(saved.end)} rows with images, and {rows} are given{more}")
+    grown: int | Tensor = length - saved.length
+    if mask is not None and mask.shape[1] > length > saved.length:  # padding among earlier answers and questions
+        grown = (mask[:, saved.length : length] != 0).sum(1).to(merged.end.device)
     return merged._replace(length=length, end=merged.end + grown)
 
 
@@ -162,7 +162,7 @@ def padding_mask(mask: Any) -> Tensor | None:
     return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
-def follow(
+def complete_inputs(
     cache: Any, new: Tensor, positions: Tensor | None, bias: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Completes the positions and the bias of new tokens (B, Q, ...) after a prompt with images; else as given.
@@ -172,8 +172,8 @@ def follow(
     Raises:
         ValueError: see `read_continuation`.
     """
-    noted: Continuation | None = getattr(cache, ATTRIBUTE, None)
-    if noted is None or (positions is not None and (bias is not None or noted.bias is None)):
+    saved: Continuation | None = getattr(cache, ATTRIBUTE, None)
+    if saved is None or (positions is not None and (bias is not None or saved.bias is None)):
         return positions, bias
     follows = read_continuation(cache, len(new), mask)
     if follows is None:

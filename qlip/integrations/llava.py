@@ -15,9 +15,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from qlip.decoder_masks import decoder_mask
-from qlip.integrations.attachment import image_sizes_of
+from qlip.integrations.attachment import image_sizes_of, list_missing, refuse_missing
 from qlip.integrations.classes import AttachedPreTrainedMixin, name_arguments
-from qlip.integrations.continuation import follow, note_continuation, padding_mask, read_continuation
+from qlip.integrations.continuation import complete_inputs, note_continuation, padding_mask, read_continuation
 from qlip.integrations.llava_trunk import LlavaTrunkMixin, take_feature_options
 from qlip.integrations.mixins import ImagePositionsMixin, count_answers, refuse_options
 from qlip.language_positions import ImageSpan, Placed, key_bias, place_batch
@@ -25,10 +25,11 @@ from qlip.packing import check_pair, unpack_leaves
 from qlip.tiles import TokenOrder
 
 CACHED = (
-    "new images are given after a cache, and their places in the whole conversation are not; call `generate` with the"
+    "new images were given with a cache, but without their positions in the conversation; call `generate` with the"
     " whole conversation and all its images"
 )
 NO_PROMPT = "images were given without input_ids: their places can't be found in embeddings"
+UNPLACED = "encoded images are given without leaf_boxes and leaf_grids; give both, or"
 
 
 class PackedImages(NamedTuple):
@@ -38,6 +39,17 @@ class PackedImages(NamedTuple):
     leaf_boxes: Tensor | None
     leaf_grids: Tensor | None
     image_sizes: Any
+
+
+class PromptPositions(NamedTuple):
+    """Where the tokens of a batch of prompts are in the language model; None is transformers' own choice."""
+
+    position_ids: Tensor | None
+    """int64 (B, T)."""
+    key_bias: Tensor | None
+    """float (B, K), of the first K keys."""
+    end: Tensor | None
+    """int64 (B,), the first position after each prompt."""
 
 
 class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
@@ -129,24 +141,20 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
                 positions and the bias that its images need.
         """
         encoded = (mm_encoder_outputs or {}).get("image") is not None
-        images = PackedImages(pixel_values, leaf_boxes, leaf_grids, image_sizes)
-        images = self._pack(images, encoded or input_ids is None)
-        _, leaf_boxes, leaf_grids, image_sizes = images
+        given = PackedImages(pixel_values, leaf_boxes, leaf_grids, image_sizes)
+        images = self._pack(given, encoded or input_ids is None)
+        has_leaves = images.leaf_boxes is not None
         new = input_ids if inputs_embeds is None else inputs_embeds
-        end = next_positions
-        if leaf_boxes is not None and leaf_grids is not None:
-            if input_ids is None:
-                self._check_placed(position_ids, key_bias, images)
-            elif lost := self.attachment.find_lost(position_ids, key_bias):
-                if past_key_values is not None and past_key_values.get_seq_length():
-                    raise ValueError(f"{CACHED}; or give {' and '.join(lost)} (see place_images)")
-                placed = self.place_images(input_ids, attention_mask, leaf_boxes, leaf_grids, image_sizes)
-                position_ids, end = (placed.positions, placed.end) if position_ids is None else (position_ids, end)
-                key_bias = self._bias(placed) if key_bias is None else key_bias
+        positions = PromptPositions(position_ids, key_bias, next_positions)
+        if has_leaves:
+            positions = self._place(positions, images, input_ids, attention_mask, past_key_values)
         elif encoded:
-            self._check_lost(position_ids, key_bias)
+            self._refuse_unplaced(position_ids, key_bias)
         elif new is not None and (position_ids is None or not torch.compiler.is_compiling()):
-            position_ids, key_bias = follow(past_key_values, new, position_ids, key_bias, padding_mask(attention_mask))
+            mask = padding_mask(attention_mask)
+            followed = complete_inputs(past_key_values, new, position_ids, key_bias, mask)
+            positions = PromptPositions(*followed, next_positions)
+        position_ids, key_bias, end = positions
         if new is not None:
             attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self)
         if mm_encoder_outputs is not None:
@@ -164,7 +172,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             **images._asdict(),
             **kwargs,
         )
-        if position_ids is not None and (leaf_boxes is not None or end is not None):
+        if position_ids is not None and (has_leaves or end is not None):
             cache = getattr(output, "past_key_values", None) if past_key_values is None else past_key_values
             note_continuation(cache, position_ids.expand(len(output.logits), -1), key_bias, end)
         return output
@@ -203,7 +211,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def _continue(self, inputs: Tensor | None, kwargs: dict[str, Any], each: int) -> None:
-        """Gives a prompt without images, in `kwargs`, what follows a cache of one with images.
+        """Adds positions and bias to `kwargs` for a prompt that continues a cached prompt with images.
 
         transformers makes `each` rows of each of the prompt's.
 
@@ -216,7 +224,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             return  # as an assistant gets them from the model
         has_images = (kwargs.get("mm_encoder_outputs") or {}).get("image") is not None
         if has_images or (embeds is not None and prompt is not None and (prompt == self.config.image_token_id).any()):
-            self._check_lost(positions, bias)
+            self._refuse_unplaced(positions, bias)
         cache, new = kwargs.get("past_key_values"), prompt if prompt is not None else embeds
         mask = padding_mask(kwargs.get("attention_mask"))
         if new is None or positions is not None or (follows := read_continuation(cache, len(new), mask, each)) is None:
@@ -245,23 +253,42 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             )
         return images
 
-    def _check_lost(self, position_ids: Tensor | None, key_bias: Tensor | None) -> None:
-        """Raises ValueError if encoded images without their leaves would lose their positions or attention weights."""
-        if lost := self.attachment.find_lost(position_ids, key_bias):
-            raise ValueError(
-                "encoded images are given without leaf_boxes and leaf_grids; give both, or"
-                f" {' and '.join(lost)} (see place_images)"
-            )
+    def _place(
+        self,
+        given: PromptPositions,
+        images: PackedImages,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        cache: Cache | None,
+    ) -> PromptPositions:
+        """Computes what is not given of the positions of prompts with packed images.
 
-    def _check_placed(self, position_ids: Tensor | None, key_bias: Tensor | None, images: PackedImages) -> None:
-        """Raises ValueError if a prompt of embeddings would lose its images' positions or attention weights."""
-        if images.leaf_boxes is None or images.leaf_grids is None:
-            return
-        spans, _ = self.span_images(images.leaf_boxes, images.leaf_grids, images.image_sizes)
-        lost = ["position_ids"] if position_ids is None and any(span.positions is not None for span in spans) else []
-        lost += ["key_bias"] if key_bias is None and any(span.sizes is not None for span in spans) else []
-        if lost:
-            raise ValueError(f"{NO_PROMPT}; give {' and '.join(lost)} (see place_images)")
+        Raises:
+            ValueError: something is not given, and cannot be computed: there is no prompt, or part of it is cached.
+        """
+        _, boxes, grids, sizes = images
+        assert boxes is not None and grids is not None  # `_pack` checks that both or neither are given
+        if input_ids is None:
+            spans, _ = self.span_images(boxes, grids, sizes)
+            has_positions = any(span.positions is not None for span in spans)
+            has_weights = any(span.sizes is not None for span in spans)
+            refuse_missing(
+                f"{NO_PROMPT};", list_missing(has_positions, has_weights, given.position_ids, given.key_bias)
+            )
+            return given
+        missing = self.attachment.find_missing(given.position_ids, given.key_bias)
+        if not missing:
+            return given
+        if cache is not None and cache.get_seq_length():
+            refuse_missing(f"{CACHED}; or", missing)
+        placed = self.place_images(input_ids, attention_mask, boxes, grids, sizes)
+        if given.position_ids is None:
+            given = given._replace(position_ids=placed.positions, end=placed.end)
+        return given if given.key_bias is not None else given._replace(key_bias=self._bias(placed))
+
+    def _refuse_unplaced(self, position_ids: Tensor | None, key_bias: Tensor | None) -> None:
+        """Raises ValueError if encoded images without their leaves would lose their positions or attention weights."""
+        refuse_missing(UNPLACED, self.attachment.find_missing(position_ids, key_bias))
 
     def _bias(self, placed: Placed) -> Tensor | None:
         return key_bias(placed.sizes, self.config.get_text_config()._attn_implementation)

@@ -26,7 +26,7 @@ def select_strategy(has_cls: bool) -> str:
 
 
 def take_feature_options(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Takes what a call says about the tower's features out of its arguments, for `get_image_features`."""
+    """Pops the options of `get_image_features` from a call's arguments."""
     layer, layers = (arguments.pop(name, None) for name in ("vision_feature_layer", "vision_feature_layers"))
     return {
         "vision_feature_layer": layers if layer is None else layer,
@@ -137,13 +137,13 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
         if images is None and pixel_values is not None:
             images = self.get_image_features(pixel_values, leaf_boxes, leaf_grids, image_sizes=image_sizes, **options)
         if images is not None:
-            lost = self.attachment.find_lost(kwargs.get("position_ids"), key_bias)
-            if is_placed and "key_bias" in lost:  # the model around it has set the mask
-                lost.remove("key_bias")
-            if lost:
+            missing = self.attachment.find_missing(kwargs.get("position_ids"), key_bias)
+            if is_placed and "key_bias" in missing:  # the model around it has set the mask
+                missing.remove("key_bias")
+            if missing:
                 raise ValueError(
-                    f"{type(self).__name__} is given images without {' and '.join(lost)}: call the model around it, or"
-                    " give both from its place_images (qlip.key_bias makes the bias of its sizes)"
+                    f"{type(self).__name__} is given images without {' and '.join(missing)}: call the model around it,"
+                    " or give both from its place_images (qlip.key_bias makes the bias of its sizes)"
                 )
             inputs_embeds, input_ids = self.embed(input_ids, inputs_embeds, images.pooler_output), None
         new = inputs_embeds if inputs_embeds is not None else input_ids

@@ -13,7 +13,7 @@ from torch import Tensor
 
 UNFIT: tuple[tuple[str, Any, str], ...] = (
     ("prefill_chunk_size", None, "a prompt with images runs whole"),
-    ("token_healing", False, "transformers reads the prompt anew from its text, in which images are not"),
+    ("token_healing", False, "transformers re-tokenizes the prompt from its text, which has no images"),
     ("encoder_repetition_penalty", 1.0, "transformers does not see the tokens of a prompt with images"),
     ("encoder_no_repeat_ngram_size", 0, "transformers does not see the tokens of a prompt with images"),
 )

@@ -70,7 +70,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     if unknown := sorted(options.keys() - ImagesKwargs.__annotations__.keys() - OWN_OPTIONS):
         way_out = f": give it to qlip.attach(model, processor, {unknown[0]}=...)"
         is_setting = unknown[0] in {setting.name for setting in fields(QLIPConfig)}
-        raise TypeError(f"{unknown[0]} is no option of images{way_out if is_setting else ''}")
+        raise TypeError(f"{unknown[0]} is not an option for images{way_out if is_setting else ''}")
 
 
 def _new_instance(base: type[ProcessorMixin]) -> Any:

@@ -39,7 +39,7 @@ def vllm_image_embeds(model: Any, images: Sequence[Any], batch_size: int = 8) ->
         one <image> for each, which vLLM expands to N_i tokens itself.
 
     Raises:
-        TypeError: the model is not attached, or has no language model; or `batch_size` is no whole number.
+        TypeError: the model is not attached, or has no language model; or `batch_size` is not an integer.
         ValueError: `batch_size` is below 1.
     """
     check_count("batch_size", batch_size)

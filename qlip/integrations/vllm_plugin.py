@@ -1,7 +1,7 @@
 """A plugin of vLLM, for images of different numbers of tokens in one step of the server.
 
 vLLM's schemas of LLaVA's and LLaVA-NeXT's image embeddings ask for one number of tokens for all images that one step of
-the engine places, also for those of different requests; other numbers end the engine (vLLM 0.32). All that comes after
+the engine schedules, even across requests; differing counts crash the engine (vLLM 0.32). All code after
 the schemas takes a list of tensors. vLLM finds the plugin by the entry point `vllm.general_plugins` of this package.
 """
 

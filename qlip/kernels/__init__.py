@@ -1,6 +1,6 @@
 """Loops over pixels compiled by numba, on a CPU where it is installed (`pip install ".[fast]"`).
 
-Without it numpy and Pillow compute the same, more slowly. `NUMBA_DISABLE_JIT=1` switches them off.
+Without numba, numpy and Pillow compute the same more slowly. `NUMBA_DISABLE_JIT=1` switches the loops off.
 """
 
 from __future__ import annotations

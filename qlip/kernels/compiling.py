@@ -1,4 +1,4 @@
-"""Compiles functions by numba, once a machine."""
+"""Compiles functions with numba; the result is cached on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numba
 from numba.core.compiler_lock import global_compiler_lock
 
-if hasattr(os, "register_at_fork"):  # a child whose parent was compiling would wait for its lock for ever
+if hasattr(os, "register_at_fork"):  # else a child forked during a compilation would wait for the lock forever
     os.register_at_fork(
         before=global_compiler_lock.acquire,
         after_in_parent=global_compiler_lock.release,

@@ -175,7 +175,7 @@ def _raise_to_hats(size, own, low, high, line, highest, width):  # type: ignore[
 
 @numba.njit(inline="always")
 def _slide_down(extreme, size, source, target, rows, width):  # type: ignore[no-untyped-def]
-    """Slides it down columns."""
+    """Slides the window down columns; see `_slide_along`."""
     for row in range(rows):
         result = target[row]
         for x in range(width):

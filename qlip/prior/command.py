@@ -88,9 +88,9 @@ def fit(args: argparse.Namespace) -> None:
     """Runs `qlip fit`: trains and writes the prior; one process prints how well it fits."""
     values = {field.name: getattr(args, field.name) for field in fields(FitConfig) if field.name in args}
     if "init" in values and "frequencies" in values:
-        raise ValueError(f"--frequencies {args.frequencies} goes without --init, whose weights have their own")
+        raise ValueError(f"--frequencies {args.frequencies} and --init exclude each other: the weights have their own")
     if "init" in values and "exact_start" in values:
-        raise ValueError("--random-start goes without --init, whose weights are the start")
+        raise ValueError("--random-start and --init exclude each other: training starts from the weights of --init")
     if "alpha" in values:
         values["alpha"] = tuple(values["alpha"])
     config = FitConfig.from_recipe(getattr(args, "recipe", "paper"), **values)

@@ -76,7 +76,7 @@ def fit_prior(config: FitConfig) -> FitResult:
         OSError: `config.out` can't be written.
     """
     if not config.resume and config.checkpoint.exists():
-        raise ValueError(f"{config.checkpoint} is of an unfinished run: resume it, or delete that file")
+        raise ValueError(f"{config.checkpoint} belongs to an unfinished run: resume it (--resume), or delete that file")
     paths = None if config.images is None else find_pictures(config.images)
     check_output("out", Path(config.out), paths or ())
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
@@ -224,7 +224,7 @@ def load_checkpoint(path: Path, trained: dict[str, Any], run: dict[str, Any]) ->
         saved = torch.load(path, map_location="cpu", weights_only=True)
         old = saved["run"]
     except (EOFError, KeyError, RuntimeError, TypeError, UnpicklingError) as error:
-        raise ValueError(f"{path} is no checkpoint of `qlip fit`, or is damaged; delete it to start over") from error
+        raise ValueError(f"{path} is not a checkpoint of `qlip fit`, or is damaged; delete it to start over") from error
     if changed := [f"{name} was {old.get(name)!r}, is {run[name]!r}" for name in run if old.get(name) != run[name]]:
         raise ValueError(f"{path} is of another run: {'; '.join(changed)}")
     for name, part in trained.items():

@@ -1,7 +1,7 @@
 """Array operations that read alike for numpy on a CPU and for torch on other devices.
 
-numpy computes on the calling thread. PyTorch's operators share large arrays out to a pool whose threads wait for each
-other, so that on cores that other processes keep busy a few milliseconds of work take hundreds.
+numpy computes on the calling thread. PyTorch splits large arrays over a pool whose threads wait for each other: on
+busy cores a few milliseconds of work can take hundreds.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def gradient_scores(image: Array, patch_size: int, levels: int) -> list[Array]:
     """
     if loops := find_loops(image):
         summary, is_finite = loops.summarise_gradient(np.ascontiguousarray(image), patch_size)
-        if is_finite:  # of other numbers compiled maxima are not numpy's
+        if is_finite:  # compiled maxima differ from numpy's for NaN and infinity
             return merge_edges(summary, levels)
     return merge_edges(_summarise(image, patch_size, _summarise_gradient), levels)
 

@@ -11,7 +11,7 @@ from qlip import kernels
 from qlip.scores.arrays import Array, as_array, as_tensor
 
 SAMPLES = 2**16
-"""Most detail coefficients of a channel that are looked at; more hardly change a median."""
+"""Most detail coefficients sampled per channel; more barely change the median."""
 
 REGIONS, LEAST_SAMPLES = 8, 400
 """Most regions along a side; fewest coefficients of a region."""

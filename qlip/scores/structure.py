@@ -44,7 +44,7 @@ def structure_scores(image: Array, patch_size: int, levels: int, size: int, nois
     scores = [cells]
     floors = [None if noise is None else noise * (NOISE_HEIGHT / 2**level) for level in range(1, levels + 1)]
     for level, own in enumerate(_find_cell_hats(image, patch_size, size, floors), start=1):
-        if noise is not None:  # by a mask, since a number would wait for a GPU
+        if noise is not None:  # a mask, since reading the number would synchronise with the GPU
             own = xp.where(noise.max() / 2 ** (level - 1) > MAX_NOISE, xp.zeros_like(own), own)
         score = largest(*quarters(scores[-1]))
         score[: own.shape[0], : own.shape[1]] = largest(score[: own.shape[0], : own.shape[1]], own)

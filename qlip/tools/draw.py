@@ -20,7 +20,7 @@ STRENGTH = 0.6
 MIDDLE = 128
 """Grey level from which lines are darker than the image."""
 AROUND = 24
-"""Farthest pixels that decide whether a line is dark or bright."""
+"""Largest radius, in pixels, of the area whose brightness decides whether a line is dark or bright."""
 SCREEN = 1200
 """Longer side, in pixels, of the screen space that a larger drawing is shown in."""
 

@@ -34,7 +34,7 @@ PLASMA = np.array(
 OPACITY = 0.65
 """Opacity of the greatest weight's colour; that of a weight of 0 is 0."""
 RISE = 0.7
-"""Power of a weight's share in its opacity: below 1, so that weak heat shows, too."""
+"""Exponent from weight share to opacity; below 1, so that weak heat is visible."""
 GREY = 0.5
 """Share of grey in the picture below, so that its own colours are not taken for heat."""
 SHADE = 0.85

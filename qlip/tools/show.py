@@ -67,12 +67,12 @@ def list_pictures(given: Sequence[Path]) -> list[Path]:
     for path in given:
         found += [file for file in find_pictures(path) if not file.name.endswith(DRAWN)] if path.is_dir() else [path]
     if not found:
-        raise ValueError(f"there are no images in {', '.join(map(str, given))} but drawings of quadtrees")
+        raise ValueError(f"{', '.join(map(str, given))} holds only drawings of quadtrees (*{DRAWN}); name images")
     return found
 
 
 def show_one(path: Path, cutter: ImageCutter, settings: QLIPConfig, as_json: bool) -> tuple[Image.Image, set[str]]:
-    """Prints an image's tree; its drawing, and the settings without effect."""
+    """Prints an image's tree; returns its drawing and the settings without effect."""
     picture = open_picture(path)
     find = cutter.make_finder(picture)
     leaves = find(settings)[1]
@@ -85,9 +85,9 @@ def show_one(path: Path, cutter: ImageCutter, settings: QLIPConfig, as_json: boo
 def show_several(
     paths: Sequence[Path], args: argparse.Namespace, cutter: ImageCutter, settings: QLIPConfig
 ) -> tuple[Image.Image, set[str]]:
-    """Prints the tokens of each image and of all; a contact sheet, and the settings that change no image's leaves.
+    """Prints the tokens of each image and their mean; returns a contact sheet and the settings without any effect.
 
-    The sheet has the first `MOST_TILES`.
+    The sheet shows the first `MOST_TILES` images.
 
     A file that is not an image is an error if the user names it; in a folder it is skipped with a warning.
     """

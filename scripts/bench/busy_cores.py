@@ -1,4 +1,4 @@
-"""Keeps all cores busy, to measure what depends on neighbours that leave it alone."""
+"""Keeps all cores busy, to measure how code slows down next to other load."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SETTLE = 0.05  # seconds until all processes have seen it
 
 @contextmanager
 def burners() -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Starts a process per core that waits, and computes while the context is open that the yielded function makes."""
+    """Starts one process per core; yields a function whose context makes them compute instead of wait."""
     context = multiprocessing.get_context("spawn")
     switch = context.Event()
     processes = [context.Process(target=_burn, args=(switch,), daemon=True) for _ in range(os.cpu_count() or 1)]

@@ -31,7 +31,7 @@ NOTES = """\
 Milliseconds; medians. prepare: picture to tensor. partition: tensor to leaves. extraction: leaves to patches. tower:
 the rest of the vision tower. prefill: encoded image and prompt to the first token. decode: each further token. total:
 {total}. total / CLIP: against CLIP's in the same turns. quadtree / ours:
-partition and extraction of the recursive quadtree against QLIP's for the same leaves, save for ties where the budget
+partition and extraction of the recursive quadtree against QLIP's for the same leaves, except ties where the budget
 ends. CLIP's tower runs all its layers, as in transformers; QLIP's stops at the last but one, which LLaVA reads."""
 TOTAL = {True: "tensor on the CPU to the first token, timed by itself", False: "sum from partition to projector"}
 

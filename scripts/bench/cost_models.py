@@ -1,6 +1,6 @@
 """The models whose cost is measured: the embedded one, and full-size shapes with random weights.
 
-Knows how to build them and what they look at; nothing of timing.
+Builds them and their pictures.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs the benchmarks whose tables are in the documents, and writes the tables there: `python -m scripts.bench.pages`.
 
-A table stands between two marks that hold its command:
+A table is written between two marks that contain its command:
 
     <!-- python -m scripts.bench.joining --rounds 3 -->
     ...

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -60,11 +61,12 @@ def test_whatever_holds_a_picture_gives_the_same_picture(picture: Image.Image, t
         load_image(picture),
         load_image(picture.convert("RGBA")),
         load_image(f"data:image/png;base64,{text}"),
+        load_image(f"data:image/png;base64,{quote(text, safe='')}"),
         load_image_from_base64(text),
         load_image_from_base64(text.encode()),
     ]
-    assert [image.mode for image in loaded] == ["RGB"] * 11
-    assert [image.tobytes() for image in loaded] == [picture.tobytes()] * 11
+    assert [image.mode for image in loaded] == ["RGB"] * 12
+    assert [image.tobytes() for image in loaded] == [picture.tobytes()] * 12
 
 
 def test_a_picture_that_is_open_is_turned_upright_and_within_the_limits(picture: Image.Image) -> None:

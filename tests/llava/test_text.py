@@ -16,10 +16,10 @@ def test_whole_characters_are_encodable(text: str) -> None:
 
 @pytest.mark.parametrize("half", ["\ud800", "\udcff"])
 def test_half_a_character_is_named_with_its_place(half: str) -> None:
-    with pytest.raises(ValueError, match=f"the answer holds half a character, {half!r}".replace("\\", r"\\")):
+    with pytest.raises(ValueError, match=f"the answer contains a lone surrogate, {half!r}".replace("\\", r"\\")):
         check_encodable("the answer", f"a {half} b")
 
 
 def test_a_prompt_is_checked_before_the_tokenizer_gets_it() -> None:
-    with pytest.raises(ValueError, match=r"the prompt holds half a character, '\\ud800'"):
+    with pytest.raises(ValueError, match=r"the prompt contains a lone surrogate, '\\ud800'"):
         tokenizer_image_token("<image>\na \ud800 b", BytesTokenizer())

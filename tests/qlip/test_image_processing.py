@@ -241,7 +241,7 @@ def test_values_given_as_it_is_loaded_replace_those_of_the_file(tmp_path, caplog
     assert (loaded.qlip.max_tokens, loaded.image_mean, loaded.patch_size) == (10, [0.0] * 3, 16)
     assert not caplog.records
     QLIPImageProcessor.from_pretrained(tmp_path, use_fast=True)
-    assert "image_mean, image_std, qlip): use_fast" in caplog.text
+    assert "image_mean, image_std, qlip; ignored: use_fast" in caplog.text
     CLIPImageProcessorPil().save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=r"lacks 'patch_size': it is not a QLIP .* give the model's own to qlip\.attach"

@@ -87,7 +87,7 @@ def test_tokens_and_images_that_do_not_match_are_an_error():
 def test_a_bias_needs_an_attention_that_takes_it():
     assert key_bias(torch.ones(1, 3), "flash_attention_2") is None
     assert torch.equal(key_bias(torch.tensor([[1.0, 2.0]]), "sdpa"), 2 * torch.tensor([[1.0, 2.0]]).log())
-    with pytest.raises(ValueError, match="'flash_attention_2' can't do"):
+    with pytest.raises(ValueError, match="'flash_attention_2' can't apply"):
         key_bias(torch.tensor([[1.0, 2.0]]), "flash_attention_2")
 
 

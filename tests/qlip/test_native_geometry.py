@@ -220,7 +220,7 @@ def test_leaves_that_start_between_multiples_of_their_side_are_cut_as_with_the_g
 
 
 def test_a_stretched_thumbnail_is_refused_where_the_leaves_lie_in_the_padded_square():
-    with pytest.raises(ValueError, match="placement is 'padded', but a thumbnail is the whole image stretched"):
+    with pytest.raises(ValueError, match="placement is 'padded' and thumbnail is true, but a thumbnail fills"):
         QLIPConfig(placement="padded", thumbnail=True)
 
 

@@ -138,7 +138,7 @@ def test_an_abbreviated_flag_is_refused(run: Run, tmp_path: Path, flags: tuple[s
     """The scripts read flags by their whole names, for what is scored and for the names of files."""
     vstar(tmp_path)
     error = run("vstar", *flags, check=2, PROTOCOL=protocol).stderr
-    assert f"error: unrecognized arguments: {' '.join(flags)}" in error
+    assert f"error: unrecognized arguments: {flags[0].partition('=')[0]}" in error
     assert not list((tmp_path / "vstar").glob("answers/**/*.jsonl"))
 
 

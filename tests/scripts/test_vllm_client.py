@@ -90,7 +90,7 @@ def test_a_refusal_is_reported_in_the_servers_words(server):
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        ("<html>", "answered no JSON, so it is no vLLM server: <html>"),
+        ("<html>", "did not answer JSON, so it is not a vLLM server: <html>"),
         ('{"detail": "x"}', "answered without a message: {'detail': 'x'}"),
         ('{"choices": []}', "answered without a message"),
     ],

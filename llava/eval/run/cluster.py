@@ -155,7 +155,7 @@ def start_cluster(args: argparse.Namespace) -> None:
 
 
 def check_gpus(wanted: float, found: float) -> None:
-    """Checks that a cluster has GPUs for one actor, for which Ray would wait without end.
+    """Checks that a cluster has GPUs for one actor, for which Ray would wait forever.
 
     Raises:
         ValueError: it has fewer.

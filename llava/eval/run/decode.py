@@ -1,7 +1,7 @@
-"""Generates a batch's answers by the engine's slots: what prompts share runs once, and answers that have ended leave.
+"""Generates a batch's answers in the engine's slots: shared prefixes run once, and finished answers leave the batch.
 
-transformers' `generate` runs every prompt in full, and ended rows until the last one ends. Answers to questions differ
-much in length, and several questions about one image begin alike up to its last token.
+transformers' `generate` runs every prompt in full, and ended rows until the last one ends. Answers differ much in
+length, and the prompts of several questions about one image share a prefix up to its last token.
 """
 
 from __future__ import annotations

@@ -81,12 +81,16 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     """Finds the option that an answer to a multiple-choice question chooses.
 
     Letters that the answer rules out ("not B", "A is wrong") do not count, nor do those inside an option's text
-    ("vitamin C"), nor "A" where it is an article. The first rule that applies decides: the whole answer is a letter,
-    in any case and decoration ("option b"), or an option's text that is one, or a letter with its option's text, or
-    several ("A, B"), which choose none;
-    the last letter that it declares ("the answer is B", "I choose B", "B is correct", "答案是B"); it begins with one
-    ("B. a cat", "(B) a cat", "B" on a separate line), or its last line is one; it is an option's text,
-    except for a leading article; exactly one option's letter is alone in it; exactly one option's text is in it.
+    ("vitamin C"), nor "A" where it is an article. The first rule that applies decides:
+
+    1. The whole answer is a letter, in any case and decoration ("option b"), or an option's text that is a letter.
+    2. It is a letter with its option's text ("(B) a cat").
+    3. It is several letters ("A, B"), which choose none.
+    4. It declares a letter ("the answer is B", "I choose B", "B is correct", "答案是B"); the last one counts.
+    5. It begins with a letter ("B. a cat", "B" on a separate line), or its last line is one.
+    6. It is an option's text, except for a leading article.
+    7. Exactly one option's letter is alone in it.
+    8. Exactly one option's text is in it.
 
     Args:
         text: The model's answer.
@@ -98,27 +102,28 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text.translate(_FULL_WIDTH)))
     texts = {letter: _plain(option) for letter, option in options.items() if _plain(option)}
     titled = None if _plain(text) in texts.values() else _TITLED.fullmatch(text)
-    if whole := _WHOLE.fullmatch(text) or titled:
+    if whole := _WHOLE.fullmatch(text) or titled:  # rule 1
         if (letter := whole[1].upper()) in options:
             return letter
         same = [name for name, option in texts.items() if option == letter.lower()]  # "O" of H, O, N and X
         return same[0] if len(same) == 1 else None
-    if (restated := _RESTATED.fullmatch(text)) and texts.get(restated[1]) == _plain(restated[2]):
+    restated = _RESTATED.fullmatch(text)  # rule 2
+    if restated and texts.get(restated[1]) == _plain(restated[2]):
         return restated[1]
-    if _SEVERAL.fullmatch(text):
+    if _SEVERAL.fullmatch(text):  # rule 3
         named = set(re.findall("[A-Z]", text))
         return named.pop() if len(named) == 1 and named <= options.keys() else None
     left = _RULED_OUT.sub(_GONE, _without_texts(text, options))
     single = _without_ties(left, options)
-    if stated := _declared(single, options) or _at_an_end(single, options):
+    if stated := _declared(single, options) or _at_an_end(single, options):  # rules 4 and 5
         return stated
     said = _plain(text)
-    for form in (str, _without_article):
+    for form in (str, _without_article):  # rule 6
         if equal := [letter for letter, option in texts.items() if form(option) == form(said)]:
             return equal[0] if len(equal) == 1 else None
-    if alone := {letter for letter in _ALONE.findall(left) if letter in options}:
+    if alone := {letter for letter in _ALONE.findall(left) if letter in options}:  # rule 7
         return alone.pop() if len(alone) == 1 else None
-    inside = _texts_inside(said, texts)
+    inside = _texts_inside(said, texts)  # rule 8
     return inside.pop() if len(inside) == 1 else None
 
 

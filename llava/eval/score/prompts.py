@@ -1,6 +1,6 @@
 """Compares the prompts of answers with the questions that they are scored on.
 
-Many benchmarks number their questions from 0, so that ids alone do not tell their answers apart.
+Many benchmarks number their questions from 0, so ids alone do not identify a benchmark's answers.
 """
 
 from __future__ import annotations

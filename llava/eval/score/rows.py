@@ -89,7 +89,7 @@ def read_rows(path: Path) -> list[tuple[int, Row]]:
         try:
             row = decode_json(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: no JSON: {error.msg}") from None
+            raise ValueError(f"{path}:{number} is not JSON: {error.msg}") from None
         check_object(f"{path}:{number}", row)
         rows.append((number, row))
     return rows
@@ -104,7 +104,7 @@ def read_json(path: Path, kind: type) -> Any:
     try:
         content = decode_json(read_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: no JSON: {error.msg}") from None
+        raise ValueError(f"{path}:{error.lineno} is not JSON: {error.msg}") from None
     if not isinstance(content, kind):
         raise ValueError(f"{path} holds a {type(content).__name__}; it must be a {kind.__name__}")
     return content

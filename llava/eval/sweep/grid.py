@@ -189,7 +189,7 @@ def hash_prior(settings: Mapping[str, Any] | None) -> str | None:
 
 
 def is_current(record: Record) -> bool:
-    """Whether a finished cell's prior, if it has one, is still what it was; it may have gone."""
+    """Whether a finished cell's prior, if any, is unchanged; a deleted file counts as unchanged."""
     now = hash_prior(record["settings"])
     return now is None or now == record.get("prior")
 

@@ -66,14 +66,14 @@ def choose_template(model_path: str, config: Any) -> str:
 
 
 def keep_template(model_path: str, config: Any) -> None:
-    """Writes the template that a checkpoint's name told into its configuration, before it gets another name."""
+    """Stores the template implied by a checkpoint's name in its configuration, before the checkpoint is renamed."""
     template = choose_template(model_path, config)
     if template != default_template(config):
         config.conv_mode = template
 
 
 def template_by_name(model_path: str) -> str | None:
-    """Finds the template that the name of a folder or hub id tells, a link's or its target's; None if it tells none."""
+    """Finds the template implied by a folder name (a link's or its target's) or hub id; None if there is none."""
     names = [get_model_name_from_path(path).lower() for path in (model_path, os.path.realpath(model_path))]
     return next((own for name in names for part, own in NAMES.items() if part in name), None)
 

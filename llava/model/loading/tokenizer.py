@@ -58,7 +58,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     if (ids := tokenizer("").input_ids) and tokenizer.bos_token_id is None:
         raise ValueError(
             f"{file} begins every text with {tokenizer.convert_ids_to_tokens(ids[0])!r}, but no"
-            " tokenizer_config.json names it as bos_token, so that it would be repeated after an image"
+            " tokenizer_config.json names it as bos_token, so it would be repeated after an image"
         )
     return tokenizer
 

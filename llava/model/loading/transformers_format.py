@@ -40,7 +40,7 @@ def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
     if (bias := values.get("multimodal_projector_bias", True)) is not True:
         raise ValueError(f"multimodal_projector_bias is {bias!r}; allowed is true; {ATTACH_HINT}")
     if values.get("quantization_config"):
-        raise ValueError(f"its weights are quantised (quantization_config), under other names than here; {ATTACH_HINT}")
+        raise ValueError(f"its weights are quantised (quantization_config) under unsupported names; {ATTACH_HINT}")
     text = dict(values["text_config"])
     config_class = TEXT_CONFIGS[text.pop("model_type", "llama")]
     text["tie_word_embeddings"] = bool(values.get("tie_word_embeddings") or text.get("tie_word_embeddings"))

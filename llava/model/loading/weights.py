@@ -125,7 +125,7 @@ def holds_part(weights: Iterable[str], prefix: str) -> bool:
 
 
 def check_projector(model: ImageLanguageModel, weights: Iterable[str], source: Path) -> None:
-    """Checks that weights hold the whole projector or nothing of it.
+    """Checks that the weights contain the whole projector or none of it.
 
     Raises:
         ValueError: they hold a part of it.

@@ -171,7 +171,7 @@ def infer_vision_config(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConf
 def drops_last_layer(config: PreTrainedConfig) -> bool:
     """Whether a SigLIP lacks its head and the layer below it, as in LLaVA-NeXT's checkpoints.
 
-    Of a width that no published SigLIP has, one without a head is taken for such a one.
+    For a width that no published SigLIP has, a model without a head is assumed to lack that layer.
     """
     if config.model_type != "siglip_vision_model" or getattr(config, "vision_use_head", True):
         return False

@@ -11,7 +11,7 @@ from llava.images import ImageError, ImageLimits, load_image
 from llava.model.vision.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
 from qlip.config import QLIPConfig
 from qlip.images.limits import LOCAL_LIMITS
-from qlip.images.pictures import without_pillows_limit
+from qlip.images.pictures import without_pixel_limit
 
 if TYPE_CHECKING:
     from llava.model.multimodal_encoder.base import VisionTower
@@ -73,7 +73,7 @@ class Preparer:
     def __call__(self, source: Source) -> PreparedImage | Unreadable:
         """Opens and prepares an image."""
         try:
-            with without_pillows_limit():
+            with without_pixel_limit():
                 image = load_image(source, self.limits)
         except ImageError as error:
             return Unreadable(str(error))

@@ -131,7 +131,7 @@ class DecoderPool:
             raise ImageError(str(error)) from None
         finally:
             cancellation.watch(None)
-            self._release(process, healthy and not cancellation.cancelled)  # who may have killed it at the end
+            self._release(process, healthy and not cancellation.cancelled)  # `cancel` may have killed it at the end
 
     def close(self) -> None:
         """Ends the idle processes now, and the others once they are idle."""
@@ -189,7 +189,7 @@ class DecoderPool:
         try:
             return start_process()
         except OSError as error:
-            logger.error("no process that opens images can be started: %s", error)
+            logger.error("cannot start an image decoder process: %s", error)
             raise RequestError(503, "busy", "the server cannot open images now; try again in some seconds", 5) from None
 
 

@@ -16,7 +16,7 @@ class Overloaded(RuntimeError):
             waiting: Number of waiting requests.
             retry_after: Seconds until the client should try again.
         """
-        super().__init__(f"{waiting} requests wait already, which is the most allowed; try again in {retry_after} s")
+        super().__init__(f"{waiting} requests are waiting already, the most allowed; try again in {retry_after} s")
         self.retry_after = retry_after
 
 

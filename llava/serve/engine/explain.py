@@ -103,7 +103,7 @@ def explain_answer(
         PromptTooLong, Overloaded, EngineClosed: see `ChatEngine.submit`.
     """
     if not images:
-        raise ValueError("there is no image, so that there is nothing that the answer could depend on")
+        raise ValueError("there is no image that the answer could depend on; give at least one")
     if isinstance(question, str):
         check_question(question)
     asked = engine.question(question, len(images)) if isinstance(question, str) else question.copy()
@@ -147,7 +147,7 @@ def tokenize_answer(engine: Engine, asked: Conversation, answer: str) -> tuple[T
         ValueError: the answer is empty.
     """
     if not answer.strip():
-        raise ValueError("the answer is empty, so that there is nothing to explain")
+        raise ValueError("the answer is empty; there is nothing to explain")
     prompt, answered = asked.get_prompt(), asked.copy()
     answered.messages[-1][1] = answer
     whole = answered.get_prompt()
@@ -168,7 +168,7 @@ def _place(engine: Engine, view: PreparedImage, weights: Tensor, image: Image.Im
     own = weights if newline is None else weights[~newline]
     if len(own) != base + len(leaves):
         raise ValueError(
-            f"the model's {len(weights)} visual tokens are neither one grid nor a raster of tiles, so that they have no"
+            f"the model's {len(weights)} visual tokens are neither one grid nor a raster of tiles, so they have no"
             " place in the picture; explain works with 'patch' features, and with tiles that are joined"
         )
     shares = own[base:]

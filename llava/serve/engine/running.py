@@ -52,7 +52,7 @@ class RunningRows(Generic[S]):
         self._set_bias(joined)
 
     def run(self) -> Tensor:
-        """Runs each row's last token; returns the next-token logits (B, V). A run that raised may be repeated."""
+        """Runs each row's last token; returns the next-token logits (B, V). It may be repeated after an error."""
         tokens = [stream.tokens[-1] for stream in self.streams]
         positions = [stream.position for stream in self.streams]
         if self._graph is not None:

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava.serve.http.failures import Failure
 from llava.serve.http.replies import error_response
+from llava.serve.http.routing import route_path
 
 
 class SameOrigin:
@@ -82,7 +83,7 @@ class RequireKey:
         await self.app(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:
-        path = scope["path"]
+        path = route_path(scope)
         if not self.keys or path in self.open_paths:
             return True
         keys = [*self.keys, self.path_tokens[path]] if path in self.path_tokens else self.keys

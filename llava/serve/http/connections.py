@@ -21,7 +21,7 @@ MAX_LINGERING = 64
 # Bytes that the system buffers for a client: with the usual megabytes, a slow client seems to read nothing.
 SEND_BUFFER = 2**17
 MALFORMED = (
-    "the bytes are no valid HTTP/1.1: one Host and at most one Content-Length are needed, paths are ASCII, and a"
+    "the request is not valid HTTP/1.1: it needs one Host, at most one Content-Length and an ASCII path, and a"
     " request's headers may take 64 KiB"
 )
 

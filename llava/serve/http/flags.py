@@ -116,7 +116,7 @@ def key_text(text: str) -> str:
 def name_text(text: str) -> str:
     """Reads a flag that takes a model's name for clients, as a controller takes it."""
     if not 0 < len(text) <= MAX_NAME or not text.isprintable():
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is no name; it needs 1 to {MAX_NAME} printable characters")
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a name of 1 to {MAX_NAME} printable characters")
     return text
 
 

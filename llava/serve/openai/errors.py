@@ -14,6 +14,7 @@ from llava.serve.engine.errors import ran_out_of_memory
 from llava.serve.http.failures import Failure, explain, explain_routing, shortened
 from llava.serve.http.metrics import Metrics
 from llava.serve.http.replies import error_response
+from llava.serve.http.routing import route_path
 from llava.serve.openai.requests import field_path
 
 INTERNAL = "internal_error"  # the kind that `explain` gives to an error of the server
@@ -72,7 +73,7 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
         if ran_out_of_memory(error.__cause__):  # FastAPI raises it as a malformed body
             return report(explain(error.__cause__))
         failure = explain_routing(error.status_code, request.method, error.detail)
-        if failure.status == 404 and (words := replacement_route(request.url.path)):
+        if failure.status == 404 and (words := replacement_route(route_path(request.scope))):
             failure = replace(failure, message=words)
         return report(failure, headers=error.headers)
 

@@ -159,7 +159,7 @@ class ControllerBackend:
 
     def explain(self, query: Query, answer: str) -> Explanation:
         """Raises ValueError: workers answer, and explain nothing."""
-        raise ValueError("a controller explains no answers; start the page with a model of its own")
+        raise ValueError("a controller's workers cannot explain answers; start the page with its own model")
 
     async def ask(self, query: Query) -> AsyncGenerator[AnswerPiece, None]:
         """See `Backend`.
@@ -167,7 +167,9 @@ class ControllerBackend:
         Raises:
             RequestError: there is no model or no worker, or the worker reports an error.
         """
-        if not query.model:
+        if not query.model:  # the page was opened before any worker registered
+            if await self.models():
+                raise RequestError(400, "model_not_chosen", "no model is chosen")
             raise RequestError(503, "no_worker", "no worker serves a model at present")
         conversation, images = build_conversation(await self.template(query.model), query.turns)
         prompt = conversation.get_prompt()
@@ -184,9 +186,9 @@ class ControllerBackend:
         shown = len(prompt)
         async with (
             self._client() as client,
-            client.stream("POST", "/worker_generate_stream", json=request) as reply,
+            client.stream("POST", protocol.ANSWERS, json=request) as reply,
         ):
-            await check(reply)
+            await self._check_answer(reply)
             yield AnswerPiece()  # the request is accepted
             async for frame in read_stream(reply.aiter_bytes()):
                 message = read_frame(frame)
@@ -198,6 +200,15 @@ class ControllerBackend:
                     reason if isinstance(reason, str) else None,
                 )
                 shown = max(shown, len(message["text"]))
+
+    async def _check_answer(self, reply: httpx.Response) -> None:
+        """Checks as `check` does, and lists the models anew once one of them is served no more."""
+        try:
+            await check(reply)
+        except RequestError as error:
+            if error.kind == "model_not_found":
+                self._models, self._stated = [], {}
+            raise
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -248,7 +259,8 @@ def read_frame(frame: bytes) -> dict[str, Any]:
 def read_visual_tokens(message: Mapping[str, Any]) -> int | None:
     """Reads the number of visual tokens from a frame; our workers report it in the last one."""
     try:
-        return int(message["usage"]["prompt_tokens_details"]["image_tokens"])
+        count = int(message["usage"]["prompt_tokens_details"]["image_tokens"])
+        return count if count >= 0 else None
     except (LookupError, TypeError, ValueError, OverflowError):
         return None
 

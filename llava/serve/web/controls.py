@@ -142,5 +142,5 @@ def read_question(value: Any) -> str:
     try:
         question.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError("the question holds half a character (a lone surrogate); type it again") from None
+        raise ValueError("the question contains an invalid character (a lone surrogate); type it again") from None
     return question

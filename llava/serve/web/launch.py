@@ -32,7 +32,7 @@ from llava.utils import demo_model_path, demo_picture_paths
 
 NO_LINK = "no public link, since Gradio's servers or its program frpc cannot be reached; the page is served without one"
 DEMO_QUESTIONS = ("What colour is the ring?", "What shape is the purple object?", "Is there a yellow triangle?")
-"""The embedded model answers these rightly about each example picture, in any order in one conversation."""
+"""The embedded model answers these correctly about each example picture, in any order in one conversation."""
 
 
 def run(args: argparse.Namespace) -> None:

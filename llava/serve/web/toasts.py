@@ -1,7 +1,7 @@
 """Error messages for visitors: what happened and what to do, as plain text.
 
 Gradio renders a toast's text as HTML, so text from a visitor, a file, a model or a controller is escaped here. It shows
-no titles, and the page hides what is said twice: a text says by itself what it is about.
+no titles, and the page hides repeated toasts, so each text must be clear by itself.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ ADVICE = {
     "invalid_image": "Choose another picture.",
     "context_length_exceeded": "Shorten the question, lower the token budget, or clear the chat.",
     "invalid_api_key": "The operator of this page must give the controller's key.",
+    "model_not_chosen": "Reload the page and choose one.",
     "model_not_found": "Choose another model, or reload the page.",
     "flagged": "Ask something else.",
     "moderation_failed": "Try again in a minute.",

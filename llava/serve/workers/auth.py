@@ -11,6 +11,7 @@ from llava.serve.http.addresses import is_loopback
 from llava.serve.http.auth import bearer_token, is_one_of
 from llava.serve.http.failures import Failure, RequestError
 from llava.serve.http.replies import error_response
+from llava.serve.http.routing import route_path
 from llava.serve.workers.flags import WORKER_TOKEN_VARIABLE
 
 
@@ -43,7 +44,7 @@ class WorkersOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""
         # A route's pattern, which ends in `$`, also matches its path with a line feed after it.
-        is_worker = scope["type"] == "http" and (self.paths is None or scope["path"].rstrip("\n") in self.paths)
+        is_worker = scope["type"] == "http" and (self.paths is None or route_path(scope).rstrip("\n") in self.paths)
         if is_worker and not self._is_allowed(scope):
             error = refusal(self.token)
             await error_response(Failure(error.status, error.kind, str(error)))(scope, receive, send)

@@ -10,7 +10,7 @@ import httpx
 
 from llava.serve.http.auth import bearer_header
 from llava.serve.workers.frames import ErrorCode, split_frames
-from llava.serve.workers.protocol import WorkerStatus, parsed
+from llava.serve.workers.protocol import ANSWERS, STATUS, WorkerStatus, parsed
 from llava.tls import tls_context
 from qlip.command import escaped
 
@@ -93,7 +93,7 @@ def find_conv_mode(client: httpx.Client, worker: str, model: str) -> str | None:
         model: its name; "" for a worker of one model.
     """
     try:
-        reply = client.post(f"{worker}/worker_get_status", timeout=TIMEOUT).raise_for_status()
+        reply = client.post(f"{worker}{STATUS}", timeout=TIMEOUT).raise_for_status()
         stated = parsed(WorkerStatus, reply.content).conv_modes
     except (httpx.HTTPError, ValueError):
         return None
@@ -105,23 +105,30 @@ def stream_answer(client: httpx.Client, worker: str, request: dict[str, Any]) ->
     """Yields the pieces of an answer.
 
     Raises:
-        ConnectionError: no worker answers.
-        RuntimeError: the worker refused or failed; the error repeats its message.
+        ConnectionError: no worker answers, or it breaks off.
+        RuntimeError: the worker refused, failed, or replied without an answer; the error repeats its message.
     """
-    shown = request["prompt"]
+    prompt = shown = request["prompt"]
+    has_begun = False
     try:
-        with client.stream("POST", f"{worker}/worker_generate_stream", json=request) as reply:
+        with client.stream("POST", f"{worker}{ANSWERS}", json=request) as reply:
             for frame in split_frames(reply.iter_raw()):
                 text = _read_text(frame, reply.status_code)
                 yield text[len(shown) :]
-                shown = text
+                shown, has_begun = text, True
     except httpx.HTTPError as error:
+        reason = describe_error(error)
+        if has_begun:
+            after = len(shown) - len(prompt)
+            raise ConnectionError(f"{worker} broke off after {after} characters of its answer ({reason})") from None
         raise ConnectionError(
-            f"no worker answers at {worker} ({describe_error(error)}); start one by python -m llava.serve.model_worker,"
+            f"no worker answers at {worker} ({reason}); start one by python -m llava.serve.model_worker,"
             " or name another by --worker-address"
         ) from None
     if reply.status_code != 200:
         raise RuntimeError(f"HTTP {reply.status_code}")
+    if not has_begun:
+        raise RuntimeError(f"{worker} replied without an answer; its log may say why")
 
 
 def _read_text(frame: bytes, status: int) -> str:

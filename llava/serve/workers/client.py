@@ -14,7 +14,8 @@ import httpx
 
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
 from llava.serve.http.auth import bearer_header
-from llava.serve.workers.protocol import WorkerStatus, parsed
+from llava.serve.http.failures import RequestError
+from llava.serve.workers.protocol import ANSWERS, STATUS, WorkerStatus, parsed
 from llava.tls import tls_context
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ MAX_SHORT = 2**16  # bytes of a message that is neither an answer nor a request 
 INSTANCE = "X-LLaVA-Instance"  # header of /health: tells a controller that an address is its own
 HOPS = "X-LLaVA-Hops"  # header of a request: the controllers that have forwarded it
 PIECE = 2**16  # bytes
+REFUSES_CONTROLLER = "does not accept the controller; start both with the same worker token"
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,26 @@ class WorkerClient:
         """Closes the connections."""
         await self._client.aclose()
 
-    async def status_of(self, name: str) -> WorkerStatus | None:
-        """Asks a worker for its status; None if it sends none."""
+    async def ask_status(self, name: str) -> WorkerStatus:
+        """Asks a worker for its status.
+
+        Raises:
+            RequestError: it cannot be reached, refuses, or sends something else.
+        """
         timeout = httpx.Timeout(self.timeouts.status, connect=self.timeouts.connect)
         try:
-            async with self._client.stream("POST", f"{name}/worker_get_status", timeout=timeout) as reply:
+            async with self._client.stream("POST", f"{name}{STATUS}", timeout=timeout) as reply:
                 reply.raise_for_status()
                 return parsed(WorkerStatus, await read_short(reply))
         except (httpx.HTTPError, ValueError) as error:
-            logger.warning("no status from %s: %s", name, type(error).__name__)
+            raise _explain_missing_status(name, error) from error
+
+    async def status_of(self, name: str) -> WorkerStatus | None:
+        """Asks a worker for its status; None, and a warning in the log, if it sends none."""
+        try:
+            return await self.ask_status(name)
+        except RequestError as error:
+            logger.warning("%s", error)
             return None
 
     async def is_own_address(self, name: str) -> bool:
@@ -121,7 +134,7 @@ class WorkerClient:
         """Whether a worker replies to a request for its status, whatever the reply is."""
 
         async def ask() -> None:
-            async with self._client.stream("POST", f"{name}/worker_get_status", timeout=self.timeouts.liveness):
+            async with self._client.stream("POST", f"{name}{STATUS}", timeout=self.timeouts.liveness):
                 pass
 
         try:
@@ -145,7 +158,7 @@ class WorkerClient:
         times = self.timeouts
         request = self._client.build_request(
             "POST",
-            f"{name}/worker_generate_stream",
+            f"{name}{ANSWERS}",
             content=_pieces(body),  # so that the reply's request does not hold the body until the answer's end
             headers={
                 "Content-Type": "application/json",
@@ -204,6 +217,22 @@ class WorkerClient:
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(body), PIECE):
         yield body[start : start + PIECE]
+
+
+def _explain_missing_status(name: str, error: Exception) -> RequestError:
+    """Explains why a worker's status is not known, to whoever registered it."""
+    if isinstance(error, httpx.HTTPStatusError):
+        status = error.response.status_code
+        if status in (401, 403):
+            return RequestError(502, "worker_refused", f"the worker {name} {REFUSES_CONTROLLER}")
+        why = f"it replies HTTP {status} to POST {STATUS}"
+    elif isinstance(error, httpx.TimeoutException):
+        why = "it does not reply in time"
+    elif isinstance(error, httpx.HTTPError):
+        why = f"it cannot be reached ({type(error).__name__})"
+    else:
+        why = "its reply is not a worker's status"
+    return RequestError(502, "worker_unreachable", f"the worker {name} sends no status: {why}")
 
 
 async def read_short(reply: httpx.Response) -> bytes:

@@ -27,14 +27,15 @@ from llava.serve.http.failures import RequestError, explain, explain_routing
 from llava.serve.http.guards import MemoryGuard
 from llava.serve.http.limits import RequestLimits
 from llava.serve.http.replies import error_response
+from llava.serve.http.routing import route_path
 from llava.serve.workers import protocol
 from llava.serve.workers.auth import WorkersOnly, refusal
 from llava.serve.workers.client import HOPS, INSTANCE, MAX_SHORT
 from llava.serve.workers.dispatcher import Dispatcher
+from llava.serve.workers.protocol import ANSWERS, STATUS
 
 Call = Callable[[Request], Awaitable[Response]]
 
-ANSWERS = "/worker_generate_stream"
 WORKERS_PATHS = ("/register_worker", "/unregister_worker", "/receive_heart_beat")
 
 
@@ -52,7 +53,7 @@ class BodyLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""
-        limit = self.full if scope.get("path") == ANSWERS else self.short
+        limit = self.full if scope["type"] == "http" and route_path(scope) == ANSWERS else self.short
         await limit(scope, receive, send)
 
 
@@ -82,6 +83,8 @@ def create_app(
         yield
         await dispatcher.close()
 
+    # A controller above this one calls what it calls of a worker, with the token that they share.
+    path_tokens = {ANSWERS: token, STATUS: token} if token else None
     return Starlette(
         routes=[
             Route("/health", routes.health),
@@ -94,7 +97,7 @@ def create_app(
         middleware=[
             Middleware(MemoryGuard),
             Middleware(SameOrigin),
-            Middleware(RequireKey, keys=keys, open_paths={"/health", *WORKERS_PATHS}),
+            Middleware(RequireKey, keys=keys, open_paths={"/health", *WORKERS_PATHS}, path_tokens=path_tokens),
             Middleware(WorkersOnly, token=token, on_loopback=on_loopback, paths=WORKERS_PATHS),
             Middleware(BodyLimits, limits=limits or RequestLimits()),
         ],
@@ -132,7 +135,7 @@ class Routes:
             ("/refresh_all_workers", self.refresh_all_workers),
             ("/list_models", self.list_models),
             ("/get_worker_address", self.get_worker_address),
-            ("/worker_get_status", self.worker_get_status),
+            (STATUS, self.worker_get_status),
             (ANSWERS, self.worker_generate_stream),
         ]
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from llava.serve.engine.errors import EngineClosed
 from llava.serve.http.failures import Failure, RequestError, explain
 from llava.serve.workers import frames, protocol
-from llava.serve.workers.client import Timeouts, WorkerClient, WorkerStopped, read_short
+from llava.serve.workers.client import REFUSES_CONTROLLER, Timeouts, WorkerClient, WorkerStopped, read_short
 from llava.serve.workers.frames import ErrorCode
 from llava.serve.workers.registry import Registry
 
@@ -65,7 +65,10 @@ class Dispatcher:
         await self.client.close()
 
     async def register(self, request: protocol.RegisterRequest) -> None:
-        """Registers a worker; asks for its status if the request has none.
+        """Registers a worker.
+
+        Asks for its status if the request has none, or if another worker has registered under its address: two that
+        were started with one --worker-address both send heartbeats for it, but requests reach one of them.
 
         Raises:
             RequestError: the worker does not answer, or is this controller itself.
@@ -73,10 +76,16 @@ class Dispatcher:
         if await self.client.is_own_address(request.worker_name):
             message = f"{request.worker_name} is this controller itself; name a worker or another controller"
             raise RequestError(400, "own_address", message)
-        status = request.worker_status or await self.client.status_of(request.worker_name)
+        name, status = request.worker_name, request.worker_status
         if status is None:
-            raise RequestError(502, "worker_unreachable", f"the worker {request.worker_name} sends no status")
-        self.registry.register(request.worker_name, status, request.check_heart_beat)
+            status = await self.client.ask_status(name)
+        elif self.registry.serves_others(name, status.model_names):
+            own = await self.client.status_of(name)
+            if own is not None and own.model_names != status.model_names:
+                given, served = (", ".join(names) or "no model" for names in (status.model_names, own.model_names))
+                logger.warning("a worker with %s registered as %s, where %s is served", given, name, served)
+                status = own
+        self.registry.register(name, status, request.check_heart_beat)
         async with self._arrival:
             self._arrival.notify_all()
 
@@ -124,9 +133,8 @@ class Dispatcher:
     async def generate(self, body: bytes, hops: Sequence[str] = ()) -> Response:
         """Forwards a request to a worker, and its answer to the client.
 
-        A worker that cannot be reached, refuses, is stopped or serves another model by now has not begun the answer, so
-        the next one is tried. One
-        that disconnects later has begun it: its client reads an error, since the request may have crashed the worker.
+        A worker that cannot be reached, refuses, is stopped or now serves another model has not begun the answer: the
+        next one is tried. If one disconnects later, the client gets an error, since the request may have crashed it.
 
         Args:
             body: The request, as its client sent it.
@@ -189,8 +197,7 @@ class Dispatcher:
         """Builds the reply to a client whose worker did not answer with a stream."""
         if reply.status_code in (401, 403):  # an error of the controller, not of the client
             await self._close(name, reply)
-            message = "the worker does not accept the controller; start both with the same worker token"
-            return frames.error_reply(Failure(502, "worker_refused", message))
+            return frames.error_reply(Failure(502, "worker_refused", f"the worker {REFUSES_CONTROLLER}"))
         try:
             body = _checked((await read_short(reply)).rstrip(frames.END))
         except (httpx.HTTPError, ValueError):

@@ -18,6 +18,9 @@ from llava.serve.http.limits import MAX_NAME
 from llava.serve.openai.fields import QLIPFields
 from qlip.command import escaped
 
+ANSWERS, STATUS = "/worker_generate_stream", "/worker_get_status"
+"""Paths that workers and controllers serve."""
+
 GREEDY_BELOW = 0.001  # a temperature up to this one is greedy
 MAX_NEW_TOKENS = 1024
 MAX_ITEMS = 1000  # of a list; a server's limit on images is lower

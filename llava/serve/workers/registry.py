@@ -67,6 +67,11 @@ class Registry:
             logger.info("registered %s with %s", name, ", ".join(status.model_names) or "no model")
         self._workers[name] = Worker(status.model_copy(), check_heart_beat, self.clock())
 
+    def serves_others(self, name: str, models: Collection[str]) -> bool:
+        """Whether a registered worker has reported other models than these."""
+        worker = self.workers().get(name)
+        return worker is not None and set(worker.status.model_names) != set(models)
+
     def heart_beat(self, name: str, queue_length: int) -> bool:
         """Records a heartbeat; False if the worker is not registered."""
         worker = self.workers().get(name)

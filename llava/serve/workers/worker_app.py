@@ -29,9 +29,9 @@ from llava.serve.openai.app import CountedAPI, add_openai_routes
 from llava.serve.openai.chat import APISettings, qlip_of
 from llava.serve.openai.replies import CompletionUsage
 from llava.serve.workers import frames, protocol
+from llava.serve.workers.protocol import ANSWERS, STATUS
 
 SILENCE = 4.0  # seconds after which the last frame is repeated: LLaVA's web server gives up after 10
-ANSWERS, STATUS = "/worker_generate_stream", "/worker_get_status"
 OTHER_METHODS = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
 

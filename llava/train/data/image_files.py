@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def make_finder(folder: Path) -> Callable[[str], bool]:
-    """Makes a function that tells whether a path, relative to `folder` or absolute, is there.
+    """Makes a function that checks whether a path, absolute or relative to `folder`, exists.
 
     What a listing lacks is looked for itself: names may differ in case where the file system ignores it, and a folder
     may be read by path alone.

@@ -57,7 +57,7 @@ class Decoder:
         """Decodes the value that begins at `start`.
 
         Returns:
-            The value; where it ends; an error, if it is readable, but no JSON.
+            The value; where it ends; an error, if it is readable but not JSON.
 
         Raises:
             ValueError: it is not readable.
@@ -147,7 +147,7 @@ def _scan_lines(path: Path, file: BinaryIO) -> Iterator[Item]:
 
 
 def _breaks_off(line: bytes) -> bool:
-    """Whether a line begins as an object and would be one if it went on."""
+    """Whether a line is an incomplete JSON object."""
     text = line.decode("utf-8", "ignore").strip()
     try:
         json.loads(text)
@@ -159,7 +159,7 @@ def _breaks_off(line: bytes) -> bool:
 
 
 def _is_cut(error: json.JSONDecodeError, margin: int) -> bool:
-    """Whether a text is no JSON since it ends too early: in a string, or within `margin` characters of the error."""
+    """Whether a text is not JSON because it ends too early: in a string, or within `margin` characters of the error."""
     return error.msg.startswith("Unterminated string") or error.pos >= len(error.doc) - margin
 
 

@@ -29,7 +29,7 @@ from llava.train.throughput import BatchCounts, Gather, Skipped, Throughput, gat
 from qlip.config import QLIPConfig
 from qlip.cutting import CutOne, ImageCutter
 from qlip.files import replacing
-from qlip.images.pictures import without_pillows_limit
+from qlip.images.pictures import without_pixel_limit
 from qlip.patches import CutImage
 from qlip.quadtree import Leaves
 
@@ -41,7 +41,7 @@ AT_ONCE = 32
 """Samples that a worker measures before it reports."""
 
 PROBE = "  A few words,\ntwo  spaces </s>and <image> signs: é"
-"""A text that tokenizers of one vocabulary and other settings split otherwise."""
+"""Text that tokenizers with the same vocabulary but different settings split differently."""
 
 Lengths = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -56,12 +56,12 @@ def measure_lengths(
 ) -> Lengths:
     """Measures every sample's tokens in the language model, text and visual; every process must call it.
 
-    Images are cut, but not cut out; of those in tiles the size alone is read; under a tower whose images all have the
-    same number of tokens they are not opened.
+    Leaves are found but not cut out. For tiles only the image size is read; for a tower with a fixed number of tokens
+    images are not opened.
 
     Args:
         dataset: a `LazySupervisedDataset`.
-        workers: processes of each process.
+        workers: worker processes of each training process.
         rank: this process, which measures its share.
         world_size: processes.
         gather: collects one object per process.
@@ -191,7 +191,7 @@ class _TileCounter:
     def __call__(self, source: Any) -> PreparedImage | Unreadable:
         own = self.preparer
         try:
-            with without_pillows_limit():
+            with without_pixel_limit():
                 size = read_size(source, own.limits)
         except ImageError as error:
             return Unreadable(str(error))

@@ -43,7 +43,7 @@ def pad(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"token_healing": True}, "token_healing is True; transformers reads the prompt anew from its text"),
+        ({"token_healing": True}, "token_healing is True; transformers re-tokenizes the prompt from its text"),
         ({"prefill_chunk_size": 16}, "prefill_chunk_size is 16; a prompt with images runs whole"),
         ({"assistant_model": object()}, "assistant_model is not supported by these classes; .*attach QLIP"),
     ],
@@ -159,7 +159,7 @@ def test_size_bias_needs_an_attention_that_can_apply_it(folder):
     model = load_pretrained_model(str(folder), device="cpu", qlip=SETTINGS["biased"], attn_implementation="eager")[1]
     model.generate(torch.tensor([ROWS[0]]), images=IMAGES[1:2], **GREEDY)
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="llm_size_bias.*bias the attention, which 'flash_attention_2'"):
+    with pytest.raises(ValueError, match="llm_size_bias.*need an attention bias, which 'flash_attention_2'"):
         model.generate(torch.tensor([ROWS[0]]), images=IMAGES[1:2], **GREEDY)
 
 

@@ -64,7 +64,9 @@ def test_a_prior_that_cannot_be_used_changes_nothing(tower, priors, name, words)
 
 def test_a_single_call_takes_no_other_prior(tower, priors):
     assert torch.equal(features(tower, tower.settings), features(tower))
-    with pytest.raises(ValueError, match=r"mlp is .*second.*, and the model has read the prior .*first.*; .* no other"):
+    with pytest.raises(
+        ValueError, match=r"mlp is .*second.*, but the model has loaded the prior .*first.*; .* loads none"
+    ):
         features(tower, replace(tower.settings, mlp=priors["second"]))
 
 

@@ -86,7 +86,7 @@ def test_the_projector_is_trained_and_the_tower_is_not(model, files):
 
 
 def test_what_does_not_fit_is_refused(model, files):
-    with pytest.raises(ValueError, match=r"mm_projector\.bin is not of this 'linear' projector: see '0\.bias'"):
+    with pytest.raises(ValueError, match=r"mm_projector\.bin is not a 'linear' projector: '0\.bias' differs"):
         model.get_model().initialize_vision_modules(arguments(files, mm_projector_type="linear"))
     with pytest.raises(ValueError, match="mm_patch_merge_type is 'unpad'; allowed are 'flat', 'spatial'"):
         model.get_model().initialize_vision_modules(arguments(files, mm_patch_merge_type="unpad"))

@@ -215,7 +215,7 @@ def test_an_empty_answer_is_not_drawn(
     loader.model.script += [""]
     flags = ["--image-file", picture, "--prompt", "Hi", "--show-attribution", str(tmp_path / "heat.png")]
     assert cli.main(["--model-path", "m", *flags]) == 0
-    assert "--show-attribution: the answer is empty, so that nothing is drawn" in capsys.readouterr().err
+    assert "--show-attribution: the answer is empty, so nothing is drawn" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -162,6 +162,6 @@ def test_a_question_that_is_not_utf8_is_dropped_and_the_chat_goes_on(
     monkeypatch.setattr("sys.stdin", stdin)
     loader.model.script += ["a ring"]
     assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
-    why = "the question holds half a character, '\\udcff', as a byte reads that is not UTF-8"
+    why = "the question contains a lone surrogate, '\\udcff', as a byte that is not UTF-8 is read"
     assert f"llava: error: {why}\n" in capsys.readouterr().err
     assert loader.model.prompts == [vicuna("<image>\nWhat?", None)]

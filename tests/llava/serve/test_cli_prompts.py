@@ -52,7 +52,7 @@ def test_a_prompt_that_is_not_utf8_is_refused_before_the_model_loads(
     loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ask(pictures, "--prompt", "\udcff bad") == 2
-    why = "--prompt 3 holds half a character, '\\udcff', as a byte reads that is not UTF-8"
+    why = "--prompt 3 contains a lone surrogate, '\\udcff', as a byte that is not UTF-8 is read"
     assert capsys.readouterr().err == f"llava: error: {why}\n"
     assert loader.calls == []
 

@@ -72,9 +72,9 @@ def test_a_worker_on_an_address_of_the_network_registers_it_with_a_token(host: s
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--host", "10.0.0.5"], "--host 10.0.0.5 is also the address to register, which is no loopback address, so"),
-        (["--host", "gpu1", "--port", "0"], "so that --worker-token is needed; or give --worker-address"),
-        (["--host", "fe80::1%eth0", "--worker-token", "s"], "is no address to register (an address must read"),
+        (["--host", "10.0.0.5"], "--host 10.0.0.5 is also the address to register, which is not a loopback address"),
+        (["--host", "gpu1", "--port", "0"], "so --worker-token is needed; or give --worker-address"),
+        (["--host", "fe80::1%eth0", "--worker-token", "s"], "cannot be registered as an address (an address must read"),
         (
             ["--host", "::1", "--controller-address", "http://front:21001", "--worker-token", "s"],
             "at [::1]; give --worker-address, such as http://THIS-MACHINE:21002",
@@ -82,10 +82,10 @@ def test_a_worker_on_an_address_of_the_network_registers_it_with_a_token(host: s
         (["--worker-address", "localhost:21002"], "'localhost:21002': an address must read http://HOST:PORT"),
         (["--worker-address", "http://localhost:99999", "--no-register"], "argument --worker-address/--worker: 'http:"),
         (["--controller-address", "http://a/b"], "argument --controller-address: 'http://a/b': an address must read"),
-        (["--model-name", "m\nn"], "argument --model-name: 'm\\nn' is no name; it needs 1 to 500 printable"),
+        (["--model-name", "m\nn"], "argument --model-name: 'm\\nn' is not a name of 1 to 500 printable"),
         (["--worker-token", ""], "argument --worker-token: a secret may not be empty"),
-        (["--controller-address", "http://10.0.0.1:21001"], "another machine's, so that --worker-token is needed"),
-        (["--worker-address", "http://10.0.0.1:21002"], "another machine's, so that --worker-token is needed"),
+        (["--controller-address", "http://10.0.0.1:21001"], "another machine's, so --worker-token is needed"),
+        (["--worker-address", "http://10.0.0.1:21002"], "another machine's, so --worker-token is needed"),
         (
             ["--controller-address", "http://front:21001", "--worker-token", "s", "--host", "0.0.0.0"],
             "at localhost; give --worker-address, such as http://THIS-MACHINE:21002",

@@ -14,6 +14,7 @@ import pytest
 import ray
 from ray import serve
 
+from llava.serve.http.flags import API_KEY_VARIABLE
 from llava.serve.ray_app import Replica, app, deployment, flags_of
 
 DEADLINE = 600  # seconds
@@ -42,15 +43,17 @@ def client() -> Iterator[httpx.Client]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(API_KEY_VARIABLE, KEY)  # its processes have it from the node
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        flags = flags_of({"served_model_name": ["demo"], "api_key": KEY, "max_images": 1, "device": "cpu"})
+        flags = flags_of({"served_model_name": ["demo"], "max_images": 1, "device": "cpu"})
         two = deployment(flags, MarkedReplica).options(num_replicas=2, health_check_period_s=1)
-        serve.run(two.bind(flags), route_prefix="/")
+        serve.run(two.bind(flags), route_prefix="/llm")
         headers = {"Authorization": f"Bearer {KEY}"}
         with httpx.Client(
-            base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=DEADLINE, trust_env=False
+            base_url=f"http://127.0.0.1:{port}/llm", headers=headers, timeout=DEADLINE, trust_env=False
         ) as connected:
             yield connected
     finally:
@@ -116,8 +119,16 @@ def test_errors_are_those_of_the_single_server(
 
 
 def test_a_key_is_needed(client: httpx.Client) -> None:
-    assert client.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    wrong = {"Authorization": "Bearer wrong"}
+    assert client.get("/v1/models", headers=wrong).status_code == 401
     assert client.get("/v1/models").json()["data"][0]["id"] == "demo"
+    assert client.get("/health", headers=wrong).json() == {"status": "ok"}
+
+
+def test_a_missing_route_is_named_also_under_a_prefix(client: httpx.Client) -> None:
+    reply = client.post("/v1/completions", json={})
+    assert reply.status_code == 404
+    assert "send a chat request to /v1/chat/completions" in reply.json()["error"]["message"]
 
 
 # Arguments
@@ -127,25 +138,26 @@ def test_arguments_become_flags() -> None:
     arguments = {"model_path": "m", "qlip": False, "load_4bit": True, "served-model-name": ["a", "b"], "alpha": 0.5}
     expected = ["--model-path=m", "--no-qlip", "--load-4bit", "--served-model-name", "a", "b", "--alpha=0.5"]
     assert flags_of(arguments) == expected
-    assert flags_of({"qlip": "true", "load_4bit": "False", "alpha": None}) == [
-        "--qlip",
-        "--no-load-4bit",
-    ]  # serve run's
+    assert flags_of({"qlip": "true", "load_4bit": "False", "alpha": None}) == ["--qlip"]  # as `serve run` gives them
 
 
-def test_wrong_arguments_are_refused_before_anything_is_deployed() -> None:
-    with pytest.raises(ValueError, match="wrong arguments among --modelpath; see") as refused:
-        app({"modelpath": "secret"})
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"modelpath": "secret"}, "no flag for the argument 'modelpath'; did you mean model_path"),
+        ({"hos": "secret"}, "no flag for the argument 'hos'"),
+        ({"max_batch": "x"}, "argument --max-batch: 'x' is not allowed"),
+        ({"port": 99999}, "port: the address is Ray Serve's.*http_options in the config"),
+        ({"host": "0.0.0.0"}, "host: the address is Ray Serve's"),
+        ({"api_key": "secret"}, "api_key: Ray writes arguments to its logs; set .LLAVA_API_KEY where the nodes"),
+        ({"max-connections": 5}, "max-connections: connections are Ray Serve's"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_deployed(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as refused:
+        app(arguments)
     assert "secret" not in str(refused.value)
 
 
-@pytest.mark.parametrize("arguments", [{"port": 99999}, {"host": "0.0.0.0"}])
-def test_an_address_is_ray_serves_own(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="the address is Ray Serve's.*http_options in the config"):
-        app(arguments)
-
-
-def test_several_keys_are_a_list() -> None:
-    assert (
-        deployment(flags_of({"api_key": ["one", "two"], "max_batch": 3, "max_waiting": 4})).max_ongoing_requests == 15
-    )
+def test_ray_serve_admits_what_the_engine_answers_and_lets_wait() -> None:
+    assert deployment(flags_of({"max_batch": 3, "max_waiting": 4})).max_ongoing_requests == 15

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 
 from llava.serve import test_message
 from llava.serve.engine import ChatEngine
@@ -53,6 +54,30 @@ def test_another_server_is_no_controller(reply: Any, capsys: pytest.CaptureFixtu
     assert f"no controller answers at {url} (" in line and "or name another by --controller-address" in line
 
 
+@pytest.mark.parametrize(
+    ("frames", "out", "said"),
+    [
+        ([], "", "replied without an answer; its log may say why"),
+        (["Hi", "Hi you"], "Hi you\n", "broke off after 6 characters of its answer (peer closed connection"),
+    ],
+)
+def test_an_answer_that_ends_early_is_an_error_on_a_line_of_its_own(
+    frames: list[str], out: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = FastAPI()
+
+    @app.post("/worker_generate_stream")
+    async def answer(request: Request) -> Response:
+        prompt = (await request.json())["prompt"]
+        content = b"".join(json.dumps({"text": prompt + text, "error_code": 0}).encode() + b"\0" for text in frames)
+        return Response(content, headers={"Content-Length": str(len(content) + 10 * bool(frames))})
+
+    with served(app) as url:
+        assert test_message.main(["--worker-address", url]) == 2
+    found = capsys.readouterr()
+    assert found.out.lstrip("\n") == out and said in found.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("way", ["by the controller", "directly", "through the controller"])
 def test_the_answer_is_the_engines(
     way: str, controller: str, worker: str, engine: ChatEngine, capsys: pytest.CaptureFixture[str]
@@ -74,7 +99,7 @@ def test_the_answer_is_the_engines(
         (["--api-key", "wrong"], "an API key is needed"),
         (["--api-key", "k", "--model-name", "other"], "no worker for the model 'other'; start one by python -m llava"),
         (["--api-key", "k", "--message", "Hi <image>"], "1 <image>, but 0 images were given (error code 1)"),
-        (["--api-key", "k", "--message", "Hi \udcff"], "--message holds half a character, '\\udcff'"),
+        (["--api-key", "k", "--message", "Hi \udcff"], "--message contains a lone surrogate, '\\udcff'"),
         (["--api-key", "k", "--message", " "], "the question is empty"),
         (["--api-key", "k", "--image-file", "/no/such.png"], "no such image file: /no/such.png"),
         (["--api-key", "k", "--image-file", "PICTURE", "--image-file", __file__], f"{__file__}: not a readable image"),

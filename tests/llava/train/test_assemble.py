@@ -219,7 +219,7 @@ def test_image_tokens_are_added(build):
         ("--model_name_or_path {0}/vicuna --qlip", "--qlip needs a vision tower"),
         ("--model_name_or_path {0}/llava --mm_projector_type linear", "has a 'mlp2x_gelu' projector; leave the flag"),
         ("--model_name_or_path {0}/nowhere/at/all", "there is no checkpoint folder"),
-        (PARTS + " --mm_projector_type mlp3x_gelu", "mm_projector.bin is not of this 'mlp3x_gelu' projector"),
+        (PARTS + " --mm_projector_type mlp3x_gelu", "mm_projector.bin is not a 'mlp3x_gelu' projector"),
     ],
 )
 def test_what_cannot_be_trained(build, flags, message):

@@ -224,7 +224,7 @@ def test_what_cannot_be_trained_is_one_line(bases, data, tmp_path, changes, mess
 def test_a_checkpoint_of_another_mode_is_not_continued(bases, data, tmp_path, capsys):
     train_on(bases / "llava", data, tmp_path / "out", lora_enable=True, save_strategy="steps", save_steps=2)
     code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out"), capsys)
-    assert code == 2 and "checkpoint-3 is a checkpoint of training LoRA, which these flags do not" in line
+    assert code == 2 and "checkpoint-3 is a checkpoint of training LoRA, but these flags do not" in line
     code, line = code_and_error(flags(bases / "llava", data, tmp_path / "o", resume_from_checkpoint="gone"), capsys)
     assert code == 2 and "--resume_from_checkpoint gone is not a folder" in line
 

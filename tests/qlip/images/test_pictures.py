@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile, features
 
 from qlip.images.limits import ImageError, check_scans, count_scans
-from qlip.images.pictures import check_drawing_name, find_pictures, open_picture, read_picture, without_pillows_limit
+from qlip.images.pictures import check_drawing_name, find_pictures, open_picture, read_picture, without_pixel_limit
 from scripts.soak import hostile
 
 
@@ -142,7 +142,7 @@ def test_a_drawing_must_be_writable(tmp_path, monkeypatch, exists):
 
 def test_pillows_limit_returns_with_the_last_of_several_threads_that_lifted_it() -> None:
     limit = Image.MAX_IMAGE_PIXELS
-    first, second = without_pillows_limit(), without_pillows_limit()
+    first, second = without_pixel_limit(), without_pixel_limit()
     for step in (first.__enter__, second.__enter__, lambda: first.__exit__(None, None, None)):
         step()
         assert Image.MAX_IMAGE_PIXELS is None

@@ -96,7 +96,7 @@ def test_what_a_cache_cannot_continue_is_named():
     end = read_continuation(cache, 1).images
     assert 0 < end < cache.get_seq_length()
     more = ask(processor, ["see <image>"], PICTURES[:1])
-    with pytest.raises(ValueError, match="new images are given after a cache, .*; or give position_ids and key_bias"):
+    with pytest.raises(ValueError, match="new images were given with a cache, .*; or give position_ids and key_bias"):
         model(**{**more, "attention_mask": None}, past_key_values=cache)
     with pytest.raises(ValueError, match="the cache holds 1 rows with images, and 2 are given"):
         model(input_ids=QUESTION.expand(2, -1), past_key_values=cache)

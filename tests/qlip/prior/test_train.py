@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(files, tmp_path, monkeypatch, 
         patch.setattr(qlip.prior.train, "learning_rate_factor", killed)
         fit_prior(settings)
     assert settings.checkpoint.exists() and not settings.out.exists()
-    with pytest.raises(ValueError, match=r"killed\.checkpoint\.pt is of an unfinished run"):
+    with pytest.raises(ValueError, match=r"killed\.checkpoint\.pt belongs to an unfinished run"):
         fit_prior(settings)
     with pytest.raises(ValueError, match=r"is of another run: lr was 0\.001, is 0\.01"):
         fit_prior(replace(settings, resume=True, lr=0.01))
@@ -237,7 +237,7 @@ def test_what_is_no_checkpoint_is_named(files, tmp_path, content):
         wanted.checkpoint.write_bytes(content)
     else:
         torch.save(content, wanted.checkpoint)
-    with pytest.raises(ValueError, match=f"{wanted.checkpoint} is no checkpoint of `qlip fit`, or is damaged; delete"):
+    with pytest.raises(ValueError, match=f"{wanted.checkpoint} is not a checkpoint of `qlip fit`, or is damaged"):
         fit_prior(wanted)
 
 
@@ -265,4 +265,4 @@ def test_the_command_refuses_in_one_line(files, tmp_path, capsys):
     assert "theta is -2.0" in (error := capsys.readouterr().err) and error.count("\n") == 1
     given = ["--init", str(files / "small.safetensors"), "--frequencies", "authors"]
     assert main(["fit", "--tower", str(files / "clip"), "--out", out, *given]) == 2
-    assert "--frequencies authors goes without --init" in capsys.readouterr().err
+    assert "--frequencies authors and --init exclude each other" in capsys.readouterr().err

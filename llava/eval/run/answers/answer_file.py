@@ -1,4 +1,4 @@
-"""The answers file of a run: it grows as answers come, survives a kill, and ends in the questions' order.
+"""The answers file of a run: appended as answers arrive, safe against kills, finally sorted by question.
 
 `metadata.index` of a row names the question that it answers, since a benchmark's question_id may occur twice. Several
 processes write a part each, which the first of them merges. A file that this runner did not write is never changed.
@@ -24,7 +24,7 @@ PER_ROW = ("index", "image", "image_hash", "text", "image_size", "visual_tokens"
 COMPARED = 64
 """Most answers whose pictures are compared with those of the folder: enough to tell another set of pictures."""
 
-ADVICE = "name another answers file or start over with --no-resume"
+ADVICE = "give another --answers-file, or start over with --no-resume"
 
 _OPENING, _SECOND = b'{"question_id": ', b', "prompt": "'
 _SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*"|[-+.\w]+')

@@ -144,7 +144,7 @@ def find_fault(source: str | Path) -> str | None:
 
 
 def hash_image(source: str | Path | None) -> str | None:
-    """Hashes an image's file, which tells sets of pictures with the same names apart, in any folder.
+    """Hashes an image's file, to distinguish pictures of the same name wherever they are stored.
 
     None without a file: no image, one inside the question file, or one that cannot be read.
     """

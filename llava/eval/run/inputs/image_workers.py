@@ -1,7 +1,7 @@
 """Prepares images ahead of their reader: first in a thread, then in worker processes where these save time.
 
-A worker imports torch before its first image, which takes seconds. The reader never waits for that import, and waits
-for the thread or a worker only if it has begun the next image; images that nobody has begun it prepares itself.
+A worker imports torch before its first image, which takes seconds. The reader never waits for that import. It waits
+for the thread or a worker only if one has begun the next image; otherwise it prepares the image itself.
 """
 
 from __future__ import annotations

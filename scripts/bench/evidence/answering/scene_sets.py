@@ -69,7 +69,7 @@ SET_NAMES = (*SCENE_SETS, *MIXED_SETS)
 
 
 def find_set(name: str, split: str) -> SceneSet:
-    """Finds a set of `SET_NAMES`; in those that begin with `MIXED`, a split has photographs and fonts to itself.
+    """Finds a set of `SET_NAMES`; in those that begin with `MIXED`, each split has its own photographs and fonts.
 
     Other series have those of the test split.
 

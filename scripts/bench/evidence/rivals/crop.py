@@ -57,7 +57,7 @@ def attend_to_image(model: Any, ids: Tensor, image: ImageTokens, layer: int) -> 
 
 
 def choose_box(relevance: Tensor, sides: Sequence[int]) -> Box:
-    """Chooses the window that stands out most.
+    """Chooses the window with the largest contrast to its neighbours.
 
     For each side the window with the greatest sum; of these the one whose sum exceeds the mean of its direct
     neighbours' (one cell up, down, left, right) by most. The first wins ties.

@@ -131,7 +131,11 @@ IN_PLACE = {"category": "direct_attributes", "label": "A"}
         ),
         (eval_vstar.main, asked(**IN_PLACE | {"label": True}), "q.jsonl:1: label is True; it must be text"),
         (eval_vstar.main, asked(**IN_PLACE | {"text": {}}), "q.jsonl:1: text is {}; it must be text"),
-        (eval_vstar.main, asked(**IN_PLACE | {"text": "\ud800"}), r"q.jsonl:1: text holds half a character, '\ud800'"),
+        (
+            eval_vstar.main,
+            asked(**IN_PLACE | {"text": "\ud800"}),
+            r"q.jsonl:1: text contains a lone surrogate, '\ud800'",
+        ),
         (eval_gqa.main, gqa(None), "a.jsonl:1: text is null or NaN; it must be text"),
         (eval_gqa.main, gqa(NAN), "a.jsonl:1: text is null or NaN; it must be text"),
         (eval_gqa.main, gqa("none", types=None), "types of question '1' is None; it must have structural and semantic"),

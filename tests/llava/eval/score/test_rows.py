@@ -46,7 +46,7 @@ def test_missing_answers_are_counted_and_one_is_named(tmp_path: Path) -> None:
 def test_json_must_be_json_of_the_right_kind(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"a":\n1,}')
-    with pytest.raises(ValueError, match=r"a\.json:2: no JSON"):
+    with pytest.raises(ValueError, match=r"a\.json:2 is not JSON"):
         read_json(path, dict)
     path.write_text("[]")
     with pytest.raises(ValueError, match=r"a\.json holds a list; it must be a dict"):

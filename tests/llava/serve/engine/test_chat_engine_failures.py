@@ -45,7 +45,7 @@ def test_an_empty_question_is_refused(engine: ChatEngine) -> None:
 
 
 def test_half_a_character_is_refused_before_the_tokenizer_gets_it(engine: ChatEngine) -> None:
-    words = r"holds half a character, '\\ud800'"
+    words = r"contains a lone surrogate, '\\ud800'"
     with pytest.raises(ValueError, match=f"the question {words}"):
         engine.ask("a \ud800 b", [])
     with pytest.raises(ValueError, match=f"the prompt {words}"):

@@ -132,7 +132,7 @@ def test_a_full_queue_refuses_a_request_and_answers_the_others(
     engine = new_engine(max_waiting=2)
     gate, first = hold(engine)
     waiting = [submit(engine, pictures[0]) for _ in range(2)]
-    with pytest.raises(Overloaded, match="2 requests wait already") as refused:
+    with pytest.raises(Overloaded, match="2 requests are waiting already") as refused:
         submit(engine, pictures[0])
     assert 1 <= refused.value.retry_after <= 60
     gate.opened.set()

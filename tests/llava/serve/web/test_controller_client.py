@@ -28,7 +28,7 @@ from llava.serve.web.backend import AnswerPiece, Query
 from llava.serve.web.controller_client import ControllerBackend, read_first_pass, read_visual_tokens
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.toasts import errors_as_toasts
-from llava.serve.workers import controller_app, worker_app
+from llava.serve.workers import controller_app, protocol, worker_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.registry import Registry
 from qlip import QLIPConfig, QLIPImageProcessor
@@ -100,7 +100,8 @@ def test_what_the_first_pass_of_a_question_cost_is_in_the_worker_s_last_frame(ur
 @pytest.mark.parametrize("usage", [None, {}, {"qlip": 3}, {"qlip": {"first_pass_tokens": float("inf")}, "seconds": {}}])
 def test_an_unknown_cost_of_another_worker_is_none(usage: object) -> None:
     assert read_first_pass({"text": "", "usage": usage}) is None
-    assert read_visual_tokens({"usage": {"prompt_tokens_details": {"image_tokens": float("inf")}}}) is None
+    for count in (float("inf"), -5):
+        assert read_visual_tokens({"usage": {"prompt_tokens_details": {"image_tokens": count}}}) is None
 
 
 def test_a_conversation_is_sent_whole(url: str, engine: ChatEngine) -> None:
@@ -135,9 +136,27 @@ def test_what_goes_wrong_is_told_with_what_to_do(url: str) -> None:
     )
     assert "Shorten the question, lower the token budget, or clear the chat." in toast(backend, query("long " * 2100))
     assert "this server allows at most 4096" in toast(backend, query(max_tokens=5000))
-    assert toast(backend, query(model="")).startswith("No worker serves a model at present")
+    assert toast(backend, query(model="")) == "No model is chosen. Reload the page and choose one."
     wrong = toast(ControllerBackend(url, api_key="wrong"), query())
     assert wrong.startswith("An API key is needed") and "wrong" not in wrong
+
+
+def test_models_are_listed_again_once_one_is_gone() -> None:
+    registry = Registry()
+    app = controller_app.create_app(Dispatcher(registry, timeouts=Timeouts(registration_wait=0)), on_loopback=True)
+    with served(app) as url:
+        backend = ControllerBackend(url)
+        assert toast(backend, query(model="")).startswith("No worker serves a model at present")
+        registry.register(
+            "http://127.0.0.1:1", protocol.WorkerStatus(model_names=["new"], speed=1, queue_length=0), True
+        )
+        assert toast(backend, query(model="")).startswith("No model is chosen")
+        registry.register(
+            "http://127.0.0.1:1", protocol.WorkerStatus(model_names=["newer"], speed=1, queue_length=0), True
+        )
+        assert asyncio.run(backend.models()) == ["new"]
+        assert "Choose another model, or reload" in toast(backend, query(model="new"))
+        assert asyncio.run(backend.models()) == ["newer"]
 
 
 def test_a_controller_that_is_not_there_is_told() -> None:

@@ -108,7 +108,7 @@ def test_other_events_read_their_controls_alike(
         ({"a": 1}, "The question is a JSON object; it must be text."),
         (7, "The question is 7; it must be text."),
         ("x" * 5000, "The question has 5,000 characters; at most 4,000 are allowed, so shorten it."),
-        ("\ud800", "The question holds half a character (a lone surrogate); type it again."),
+        ("\ud800", "The question contains an invalid character (a lone surrogate); type it again."),
         (
             "<image>?",
             "The question may not hold '&lt;image&gt;': it marks where a picture is; write it without the angle",

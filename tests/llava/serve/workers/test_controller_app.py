@@ -153,21 +153,40 @@ def test_a_worker_that_tells_no_status_is_asked_with_the_secret() -> None:
     assert setup.registry.models() == ["m"]
 
 
+def silent(request: httpx.Request) -> httpx.Response:
+    raise httpx.ReadTimeout("", request=request)
+
+
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "why"),
     [
-        unreachable,
-        lambda request: httpx.Response(500),
-        lambda request: httpx.Response(200, text="hello"),
-        lambda request: httpx.Response(200, content=b" " * 100_000),
-        lambda request: httpx.Response(302, headers={"Location": "http://10.0.0.1/"}),
+        (unreachable, "it cannot be reached (ConnectError)"),
+        (silent, "it does not reply in time"),
+        (lambda request: httpx.Response(401), "does not accept the controller; start both with the same worker token"),
+        (lambda request: httpx.Response(500), "it replies HTTP 500 to POST /worker_get_status"),
+        (lambda request: httpx.Response(200, text="hello"), "its reply is not a worker's status"),
+        (lambda request: httpx.Response(200, content=b" " * 100_000), "its reply is not a worker's status"),
+        (lambda request: httpx.Response(302, headers={"Location": "http://10.0.0.1/"}), "it replies HTTP 302"),
     ],
 )
-def test_a_worker_that_gives_no_status_is_not_registered(answer: Handler) -> None:
+def test_a_worker_that_gives_no_status_is_not_registered_and_told_why(answer: Handler, why: str) -> None:
     setup = Setup({A: answer})
-    assert setup.post("register_worker", registration(A, None)).status_code == 502
+    reply = setup.post("register_worker", registration(A, None))
+    assert reply.status_code == 502 and f"the worker {A} " in reply.text and why in reply.text
     assert setup.registry.workers() == {}
     assert len(setup.asked) == 1  # no redirect is followed
+
+
+def test_the_models_of_an_address_are_those_that_are_served_there(caplog: pytest.LogCaptureFixture) -> None:
+    """A second worker that was started with the address of another one cannot hide that one's models."""
+    setup = Setup({A: lambda request: httpx.Response(200, json=STATUS)}).known(A)
+    other = {**STATUS, "model_names": ["n"]}
+    assert setup.post("register_worker", registration(A, other)).status_code == 200
+    assert setup.registry.models() == ["m"]
+    assert f"a worker with n registered as {A}, where m is served" in caplog.text
+    setup.workers = {}  # a worker that registers before it answers, as LLaVA's
+    assert setup.post("register_worker", registration(A, other)).status_code == 200
+    assert setup.registry.models() == ["n"]
 
 
 def test_a_heartbeat_of_an_unknown_worker_says_so() -> None:
@@ -225,15 +244,18 @@ def test_malformed_requests_are_refused_in_words(route: str, content: bytes) -> 
 # Clients' keys
 
 
-@pytest.mark.parametrize(
-    "route", ["list_models", "get_worker_address", "refresh_all_workers", "worker_generate_stream", "worker_get_status"]
-)
-def test_clients_need_a_key_where_there_are_keys_and_the_workers_secret_is_none(route: str) -> None:
+ROUTES = ("list_models", "get_worker_address", "refresh_all_workers", "worker_generate_stream", "worker_get_status")
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_clients_need_a_key_where_there_are_keys_and_a_controller_above_the_workers_token(route: str) -> None:
+    """A controller calls what it calls of a worker, with the token that they share; clients' routes take keys alone."""
     setup = Setup(token="s3cret", keys=["k1", "k2"])
-    for headers in ({}, bearer("k3"), bearer("s3cret")):
+    is_workers = route.startswith("worker_")
+    for headers in ({}, bearer("k3"), *([] if is_workers else [bearer("s3cret")])):
         reply = setup.post(route, ASKED, headers=headers)
         assert (reply.status_code, reply.json()["error_code"]) == (401, 1)
-    for key in ("k1", "k2"):
+    for key in ("k1", "k2", *(["s3cret"] if is_workers else [])):
         assert setup.post(route, ASKED, headers=bearer(key)).status_code != 401
 
 

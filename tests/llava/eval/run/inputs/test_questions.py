@@ -116,7 +116,7 @@ def test_a_row_of_mmbench_may_name_the_row_that_holds_its_picture(tmp_path: Path
         ("[3]", "entry 0"),
         ('[{"id": 1, "conversations": [{"value": null}]}]', "entry 0"),
         ('[{"id": 1, "conversations": [{"value": "?"}], "image": 3}]', "entry 0"),
-        (r'[{"id": 1, "conversations": [{"value": "\ud800"}]}]', "entry 0: the question holds half a character"),
+        (r'[{"id": 1, "conversations": [{"value": "\ud800"}]}]', "entry 0: the question contains a lone surrogate"),
     ],
 )
 def test_a_file_that_is_no_scienceqa_is_named(tmp_path: Path, content: str, words: str) -> None:

@@ -87,7 +87,7 @@ def test_only_a_line_feed_ends_a_line_and_blank_lines_do_not_count(tmp_path: Pat
 @pytest.mark.parametrize(
     ("questions", "answers", "words"),
     [
-        ([QUESTION, '{"question_id":'], None, r"q\.jsonl:2: no JSON"),
+        ([QUESTION, '{"question_id":'], None, r"q\.jsonl:2 is not JSON"),
         ([[1]], None, r"q\.jsonl:1: a list; it must be an object"),
         ([{"question_id": 1, "text": "?"}], None, r"q\.jsonl:1: the question has no image"),
         ([{"image": "a.png"}], None, "has no question_id, text"),
@@ -95,7 +95,7 @@ def test_only_a_line_feed_ends_a_line_and_blank_lines_do_not_count(tmp_path: Pat
         ([QUESTION, QUESTION | {"image": None}], None, r"q\.jsonl:2: image is null; it must be text"),
         ([QUESTION | {"image": ["a.png"]}], None, r'q\.jsonl:1: image is \["a\.png"\]; it must be text'),
         ([QUESTION | {"text": 5}], None, r"q\.jsonl:1: text is 5; it must be text"),
-        ([QUESTION | {"text": "\ud800"}], None, r"q\.jsonl:1: text holds half a character, '.ud800'"),
+        ([QUESTION | {"text": "\ud800"}], None, r"q\.jsonl:1: text contains a lone surrogate, '.ud800'"),
         (
             [QUESTION | {"answer": ["yes", "yeah"]}],
             None,
