@@ -259,7 +259,11 @@ def take_tower_config(config: ImageLanguageConfig, below: Checkpoint, extra: Ite
 
 
 def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: ImageLanguageModel) -> None:
-    """Adds the image tokens that the configuration asks for, and gives generation its padding token."""
+    """Adds the image tokens that the configuration asks for, and gives generation its padding and its end.
+
+    transformers 5 takes the end from files only, not from a configuration's defaults: where none states it, answers
+    would go on to the limit.
+    """
     extra = []
     if model.config.mm_use_im_patch_token:
         extra.append(DEFAULT_IMAGE_PATCH_TOKEN)
@@ -272,6 +276,8 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: ImageLanguageMod
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config.eos_token_id is None:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
 
 
 def finish_tower(model: ImageLanguageModel, folder: Path, base: Path | None = None) -> None:

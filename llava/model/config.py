@@ -94,6 +94,7 @@ class MultimodalConfig:
         register_models()
         super().__post_init__(**kwargs)  # type: ignore[misc]
         _check("mm_vision_select_feature", self.mm_vision_select_feature, FEATURE_SELECTIONS)
+        self.mm_patch_merge_type = self.mm_patch_merge_type or "flat"  # null is LLaVA's own default
         check_tiling(self)
         _check("tokenizer_padding_side", self.tokenizer_padding_side, PADDING_SIDES)
         for name, kind, allowed in (

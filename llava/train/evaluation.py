@@ -22,7 +22,7 @@ from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.run.runner import Runner, list_pictures
 from llava.model.vision.preparer import Preparer
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.params import Sampling
+from llava.serve.engine.params import EngineLimits, Sampling
 from llava.train.throughput import Gather, gather_objects
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,8 @@ class QuestionEvaluation:
     def _count_right(self, model: Any) -> int:
         """Asks this process's questions and counts the right answers."""
         processor, config = model.get_vision_tower().image_processor, model.config
-        engine = ChatEngine(self.tokenizer, model, processor, config.context_length, self.conv_mode)
+        limits = EngineLimits(max_prefix_mib=0)  # no question is asked twice, and training needs the memory
+        engine = ChatEngine(self.tokenizer, model, processor, config.context_length, self.conv_mode, limits)
         runner = Runner(
             engine, Sampling(temperature=0.0, max_new_tokens=MAX_NEW_TOKENS), limits=self.limits, shorten=True
         )

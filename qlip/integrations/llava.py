@@ -75,16 +75,20 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
 
         Args:
             input_ids: int64 (B, T), an image token per feature.
-            attention_mask: (B, T), nonzero on real tokens; by default on all.
+            attention_mask: (B, T), nonzero on real tokens; by default, and with a mask of another form, on all.
             leaf_boxes: int64 (images, N, 3).
             leaf_grids: int64 (images, 2).
             image_sizes: int64 (images, 2), heights and widths of the original images; of LLaVA-NeXT only.
 
         Raises:
-            ValueError: image tokens and images do not match, or LLaVA-NeXT's sizes are missing.
+            ValueError: image tokens and images, or prompts and mask do not match, or LLaVA-NeXT's sizes are missing.
         """
         spans, _ = self.span_images(leaf_boxes, leaf_grids, image_sizes)
-        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = padding_mask(attention_mask)
+        real = torch.ones_like(input_ids) if mask is None else mask
+        if input_ids.ndim != 2 or real.shape != input_ids.shape:
+            shapes = f"input_ids are {tuple(input_ids.shape)}, attention_mask {tuple(real.shape)}"
+            raise ValueError(f"{shapes}; both must be (prompts, tokens)")
         return place_batch(input_ids == self.config.image_token_id, real.bool(), spans)
 
     def span_images(
@@ -122,7 +126,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         Args:
             input_ids: int64 (B, T); as many image tokens as each image has features.
             pixel_values: packed by the attached processor, or whole images (C, H, W).
-            attention_mask: (B, past + T).
+            attention_mask: (B, past + T); or (B, 1, T, past + T), under which all tokens count, as in transformers.
             position_ids: (B, T); by default computed from the images.
             past_key_values: transformers' cache.
             inputs_embeds: (B, T, D) instead of `input_ids`.

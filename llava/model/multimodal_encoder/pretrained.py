@@ -54,6 +54,7 @@ OPENAI_CLIP = re.compile(
 """Names of the CLIPs that OpenAI released, of their copies and of models that were trained on from them. Others have
 other heads and activations, which the shapes do not show."""
 CLIP_HEAD_WIDTH = 64  # of all of OpenAI's
+CLIP_LAYERS = {768: 12, 1024: 24}  # width of the model -> layers of OpenAI's
 SIGLIP_HEAD_WIDTHS = {1152: 72, 1536: 96}  # width of the model -> of its heads: so400m, giant; others have CLIP's
 SIGLIP_LAYERS = {768: 12, 1024: 24, 1152: 27, 1536: 40}  # width of the model -> layers of the published ones
 UNEVEN_SIZES = {(27, 14): 384}  # (cells per side, patch size) -> pixels that are not whole cells: so400m-patch14-384
@@ -109,11 +110,25 @@ def fit_vision_config(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, 
     Args:
         config: changed in place, and returned.
         shapes: see `infer_vision_config`.
+
+    Raises:
+        ValueError: layers of a CLIP are missing.
     """
-    config.num_hidden_layers = count_layers(shapes)
+    published, config.num_hidden_layers = config.num_hidden_layers, count_layers(shapes)
     if config.model_type == "siglip_vision_model":
         config.vision_use_head = "head.probe" in shapes
+    else:
+        check_depth(config, published)
     return config
+
+
+def check_depth(config: PreTrainedConfig, published: int) -> None:
+    """Raises ValueError if layers are missing, from whose end LLaVA counts the one that it reads."""
+    if config.num_hidden_layers < published:
+        raise ValueError(
+            f"the checkpoint's vision tower has {config.num_hidden_layers} of {published} layers; download or convert"
+            " the checkpoint again"
+        )
 
 
 def count_layers(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -135,7 +150,7 @@ def infer_vision_config(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConf
         shapes: shape of every tensor, by transformers' names ("embeddings.patch_embedding.weight", ...).
 
     Raises:
-        ValueError: the tensors are those of neither CLIP nor SigLIP.
+        ValueError: the tensors are those of neither CLIP nor SigLIP, or layers of a CLIP are missing.
     """
     siglip = is_siglip(shapes)
     kind = "SigLIP" if siglip else "CLIP"
@@ -163,7 +178,9 @@ def infer_vision_config(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConf
     }
     pixels = side * patch_size
     if not siglip:
-        return CLIPVisionConfig(**sizes, image_size=pixels, hidden_act="quick_gelu")
+        config = CLIPVisionConfig(**sizes, image_size=pixels, hidden_act="quick_gelu")
+        check_depth(config, CLIP_LAYERS.get(width, 0))
+        return config
     pixels = UNEVEN_SIZES.get((side, patch_size), pixels)
     return SiglipVisionConfig(**sizes, image_size=pixels, vision_use_head="head.probe" in shapes)
 

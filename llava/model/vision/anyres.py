@@ -168,9 +168,11 @@ def lay_out(config: Any, size: Sequence[int], side: int, tiles: int | None = Non
     """Chooses an image's tiles of `side` pixels by its size (width, height).
 
     Raises:
-        ValueError: `tiles`, the base included, are given, and there are not as many.
+        ValueError: a side is below 1; or `tiles`, the base included, are given, and there are not as many.
     """
     original = int(size[0]), int(size[1])
+    if min(original) < 1:
+        raise ValueError(f"image_sizes holds {original}; an image has at least 1 x 1 pixels")
     width, height = select_best_resolution(original, read_pinpoints(config.image_grid_pinpoints, side))
     rows, cols = height // side, width // side
     if tiles is not None and tiles != 1 + rows * cols:

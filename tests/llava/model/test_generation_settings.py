@@ -37,6 +37,22 @@ def test_what_has_no_effect_is_dropped_and_the_rest_passes_transformers_check(gi
     assert settings.to_diff_dict() == before
 
 
+@pytest.mark.parametrize("settings", [None, {"temperature": 0.7, "do_sample": True}])
+def test_an_answer_has_an_end_where_no_file_states_one(settings, tmp_path):
+    """A published Llama's config.json may leave out what is its class's default; transformers 5 then has no end."""
+    folder = make_llava_checkpoint(tmp_path / "model")
+    if settings is not None:
+        (folder / "generation_config.json").write_text(json.dumps(settings))
+    tokenizer, model, *_ = load_pretrained_model(folder, device="cpu")
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 2
+
+
+def test_the_end_that_a_file_states_is_kept(tmp_path):
+    folder = make_llava_checkpoint(tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
+    assert load_pretrained_model(folder, device="cpu")[1].generation_config.eos_token_id == [2, 7]
+
+
 def test_a_model_whose_settings_have_changed_since_is_saved_and_keeps_them_meanwhile(tmp_path):
     """As with Vicuna's file: its padding token is not the tokenizer's, which the loaded settings name."""
     folder = make_llava_checkpoint(tmp_path / "model")

@@ -20,7 +20,12 @@ from transformers import (
 
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
-from llava.model.multimodal_encoder.pretrained import OPENAI_CLIP, drops_last_layer, infer_vision_config
+from llava.model.multimodal_encoder.pretrained import (
+    OPENAI_CLIP,
+    drops_last_layer,
+    fit_vision_config,
+    infer_vision_config,
+)
 from tests.llava.checkpoints import (
     IMAGE_TOKEN,
     TEXT,
@@ -57,7 +62,7 @@ def test_its_heads_and_activation_are_those_that_the_hub_or_the_cache_gives(orac
     (repository / "snapshots" / "1a2b").mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("1a2b")
-    published = {"model_type": "clip", "vision_config": OTHER | {"num_hidden_layers": 5}}
+    published = {"model_type": "clip", "vision_config": dict(OTHER)}
     (repository / "snapshots" / "1a2b" / "config.json").write_text(json.dumps(published))
     model = load_pretrained_model(tmp_path / "llava", device="cpu", cache_dir=str(tmp_path))[1]
     torch.testing.assert_close(logits(model), oracle_logits(oracle), atol=1e-4, rtol=0)
@@ -157,6 +162,24 @@ def test_a_siglip_without_a_head_has_all_layers_unless_one_of_the_published_ones
     assert (config.num_attention_heads, config.image_size) == (heads, 384)
     assert drops_last_layer(config) is missing
     assert not drops_last_layer(infer_vision_config({**shapes, "head.probe": (1, 1, width)}))
+
+
+@pytest.mark.parametrize(("width", "layers"), [(768, 12), (1024, 24)])
+def test_a_clip_that_lacks_layers_is_refused(width, layers):
+    """Its last but one would be another. Widths and depths are those of OpenAI's ViT-B and ViT-L."""
+    shapes = {
+        "embeddings.patch_embedding.weight": (width, 3, 14, 14),
+        "embeddings.position_embedding.weight": (577, width),
+        "embeddings.class_embedding": (width,),
+        **{f"encoder.layers.{i}.mlp.fc1.weight": (4 * width, width) for i in range(layers)},
+    }
+    assert infer_vision_config(shapes).num_hidden_layers == layers
+    del shapes[f"encoder.layers.{layers - 1}.mlp.fc1.weight"]
+    words = f"has {layers - 1} of {layers} layers; download or convert"
+    with pytest.raises(ValueError, match=words):
+        infer_vision_config(shapes)
+    with pytest.raises(ValueError, match=words):
+        fit_vision_config(CLIPVisionConfig(num_hidden_layers=layers), shapes)
 
 
 def test_other_vision_models_drop_nothing():
