@@ -65,6 +65,7 @@ def set_up_logging(is_first: bool) -> None:
     logging.basicConfig(level=logging.INFO if is_first else logging.ERROR, format="%(message)s")
     for name in ("llava.train.throughput", "llava.train.left_out", "llava.train.evaluation", "llava.eval.run"):
         logging.getLogger(name).setLevel(logging.INFO if is_first else logging.WARNING)
+    logging.getLogger("llava.serve").setLevel(logging.WARNING)  # evaluations answer by an engine, whose flags are others
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ FREE_MEMORY_SHARE = 0.25
 
 
 def choose_prefix_bytes(model: Any, context_len: int, limits: EngineLimits) -> int:
-    """Chooses the bytes for keys and values of earlier prompts, and logs them unless they are 0.
+    """Chooses the bytes for keys and values of earlier prompts, and logs them.
 
     Args:
         model: A loaded LLaVA model.
@@ -36,13 +36,12 @@ def choose_prefix_bytes(model: Any, context_len: int, limits: EngineLimits) -> i
     else:
         free, wanted = find_free_bytes(model), max(MIN_BYTES, FULL_CONTEXTS * context_len * token)
         chosen = MIN_BYTES if free is None else min(wanted, int(FREE_MEMORY_SHARE * free))
-    if chosen:
-        logger.info(
-            "at most %d MiB of keys and values of earlier prompts: %d tokens; the context has %d (--prefix-cache-mib)",
-            chosen // 2**20,
-            chosen // token,
-            context_len,
-        )
+    logger.info(
+        "at most %d MiB of keys and values of earlier prompts: %d tokens; the context has %d (--prefix-cache-mib)",
+        chosen // 2**20,
+        chosen // token,
+        context_len,
+    )
     return chosen
 
 
