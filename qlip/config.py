@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -241,7 +242,11 @@ class QLIPConfig:
             values = {name: value for name, value in values.items() if name != "question_cells"}
         allowed = {field.name for field in fields(cls)}
         if unknown := sorted(str(name) for name in set(values) - allowed):
-            hint = "; question_cells was replaced by question_share" if "question_cells" in unknown else ""
+            hint = ""
+            if "question_cells" in unknown:
+                hint = "; question_cells was replaced by question_share"
+            elif close := get_close_matches(unknown[0], allowed, 1, 0.65):
+                hint = f" (did you mean {close[0]}?)"
             known = ", ".join(sorted(allowed))
             raise ValueError(f"unknown QLIP setting {', '.join(unknown)}{hint}; allowed are {known}")
         alpha = values.get("alpha")

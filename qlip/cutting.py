@@ -128,7 +128,7 @@ class ImageCutter:
                 return rows, cols
         return 1, 1  # always allowed
 
-    def fit(self, settings: QLIPConfig) -> Callable[[int, int], tuple[int, int]]:
+    def make_fit(self, settings: QLIPConfig) -> Callable[[int, int], tuple[int, int]]:
         """Builds the function from an image's (width, height) to the (width, height) that it is resized to."""
         return partial(self._fitted_size, settings)
 

@@ -165,7 +165,7 @@ class QLIPVisionModel(nn.Module):
         return torch.cat([self.cls_position.float(), placed])
 
     def forward(
-        self, images: Tensor | Sequence[Tensor], pool: bool = False, settings: QLIPConfig | None = None
+        self, images: Tensor | Sequence[Tensor], *, pool: bool = False, settings: QLIPConfig | None = None
     ) -> QLIPOutput:
         """Encodes images of any sizes in one padded batch.
 
@@ -181,13 +181,16 @@ class QLIPVisionModel(nn.Module):
             TypeError, ValueError: an image is not floating point, or its sides are not whole cells.
         """
         leaves = [self.partition(image, settings) for image in images]
-        return self.encode(images, leaves, [self.positions(tree, settings) for tree in leaves], pool, settings)
+        return self.encode(
+            images, leaves, [self.positions(tree, settings) for tree in leaves], pool=pool, settings=settings
+        )
 
     def encode(
         self,
         images: Tensor | Sequence[Tensor],
         leaves: list[Leaves],
         positions: list[Tensor],
+        *,
         pool: bool = False,
         settings: QLIPConfig | None = None,
     ) -> QLIPOutput:
@@ -208,12 +211,13 @@ class QLIPVisionModel(nn.Module):
         for image, tree in zip(images, leaves, strict=True):
             small = downsize(image, side * size) if config.thumbnail else None
             cuts.append(CutImage(tree, extract_patches(image.float(), tree, size, config.geometry), small))
-        return self.encode_cut(cuts, positions, pool, settings=settings)
+        return self.encode_cut(cuts, positions, pool=pool, settings=settings)
 
     def encode_cut(
         self,
         cuts: Sequence[CutImage],
         positions: list[Tensor] | None = None,
+        *,
         pool: bool = False,
         select: Sequence[int] | None = None,
         settings: QLIPConfig | None = None,

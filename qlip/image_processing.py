@@ -160,9 +160,9 @@ class QLIPImageProcessor(ImageProcessingMixin):
         """Chooses the (rows, cols) of cells that an image of `height` x `width` pixels is resized to."""
         return self.cutter.choose_grid(height, width, self.qlip)
 
-    def fit(self, width: int, height: int) -> tuple[int, int]:
+    def fitted_size(self, width: int, height: int) -> tuple[int, int]:
         """Computes the (width, height) in pixels, of whole cells, that an image of these sides is resized to."""
-        return self.cutter.fit(self.qlip)(width, height)
+        return self.cutter.make_fit(self.qlip)(width, height)
 
     def partition(self, pixels: Tensor | np.ndarray) -> Leaves:
         """Computes the leaves of one prepared image (3, H, W): those that a tower of these settings finds."""

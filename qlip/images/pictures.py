@@ -84,7 +84,7 @@ def find_pictures(folder: str | Path) -> list[Path]:
     Logs a warning where the folder has photographs in formats that are not read.
 
     Raises:
-        ValueError: there is no such folder, or no image in it.
+        ValueError: there is no such folder, or no image in it that is read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -93,10 +93,11 @@ def find_pictures(folder: str | Path) -> list[Path]:
     files = list(walk(folder))
     paths = sorted(path for path in files if kinds.get(path.suffix.lower()) in Image.OPEN)
     unread = [path.name for path in files if path.suffix.lower() in UNREAD and path.suffix.lower() not in kinds]
-    if unread:
-        logger.warning("%s: %d files such as %s are not read; convert them to JPEG", folder, len(unread), unread[0])
+    why = f"{len(unread)} files such as {unread[0]} are not read; convert them to JPEG" if unread else ""
     if not paths:
-        raise ValueError(f"there are no images in {folder}")
+        raise ValueError(f"there are no images in {folder}{why and f': {why}'}")
+    if why:
+        logger.warning("%s: %s", folder, why)
     return paths
 
 

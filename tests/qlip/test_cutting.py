@@ -28,7 +28,7 @@ def test_a_call_equals_a_processor_of_its_settings(settings: QLIPConfig) -> None
     processor, cutter = QLIPImageProcessor(14, 112, qlip=settings), pickle.loads(pickle.dumps(ImageCutter(14, 112)))
     pixels = torch.from_numpy(processor.preprocess(image)["pixel_values"][0])
     assert torch.equal(cutter.normalise(image, settings), pixels)
-    assert cutter.fit(settings)(300, 200) == processor.fit(300, 200) == (pixels.shape[2], pixels.shape[1])
+    assert cutter.make_fit(settings)(300, 200) == processor.fitted_size(300, 200) == (pixels.shape[2], pixels.shape[1])
     ours, theirs = cutter.cut(pixels, settings), processor.cut(pixels)
     assert torch.equal(ours.leaves.boxes, theirs.leaves.boxes)
     assert torch.equal(ours.patches, theirs.patches)

@@ -273,7 +273,7 @@ class ChatEngine:
         if wanted != len(images):
             raise ValueError(f"the prompt holds {wanted} <image>, but {len(images)} images were given")
         # One after the other, so that only one image at a time is in memory at its full size.
-        fit = self.vision.fit(request.settings) if images else None
+        fit = self.vision.make_fit(request.settings) if images else None
         views = [self._prepare_image(image, request.settings, fit) for image in images]
         text, context = len(ids) - wanted, sum(view.context for view in views)
         if request.shorten:

@@ -99,14 +99,14 @@ class VisionFrontend:
         enabled = bool(changes) or self.quadtree if options.enabled is None else options.enabled
         return settings if enabled else None
 
-    def fit(self, settings: QLIPConfig | None) -> Fit | None:
+    def make_fit(self, settings: QLIPConfig | None) -> Fit | None:
         """Finds the function to the size that images are resized to, once; None where it takes the original image."""
         tower = self.quadtree_tower
         if tower is None or settings is None or settings.geometry == "native" or settings.noise_floor:
             return None
         if has_tiles(self.model.config):  # the original's size decides where its tokens lie
             return None
-        return tower.image_processor.cutter.fit(settings)
+        return tower.image_processor.cutter.make_fit(settings)
 
     def prepare(self, image: Image.Image, settings: QLIPConfig | None) -> PreparedImage:
         """Prepares an image and counts its tokens, without running the tower.

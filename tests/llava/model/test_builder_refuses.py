@@ -115,7 +115,7 @@ def test_what_a_config_names_and_does_not_use_is_no_reason(tmp_path, changes):
         ({"qlip": {"alpha": [1]}}, r"alpha is \[1\]; it must be"),
         ({"qlip": {"alpha": float("nan")}}, "alpha is nan; it must be"),
         ({"qlip": {"alpha": True}}, "alpha is True; it must be"),
-        ({"qlip": {"aplha": 1}}, "unknown QLIP setting aplha; allowed are"),
+        ({"qlip": {"aplha": 1}}, r"unknown QLIP setting aplha \(did you mean alpha\?\); allowed are"),
         ({"qlip": {"criterion": ["structure"]}}, "criterion is"),
         ({"qlip": {"thumbnail": 1}}, "thumbnail is 1; it must be true or false"),
         ({"qlip": {"size_bias": True}}, "size_bias is True; it must be"),

@@ -29,6 +29,9 @@ def test_photographs_in_formats_that_are_not_read_are_told(tmp_path, caplog):
     assert [path.name for path in find_pictures(tmp_path)] == ["a.png"]
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith(f"{tmp_path}: 2 files such as ") and told.endswith("are not read; convert them to JPEG")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"there are no images in .*: 2 files such as .* are not read; convert them"):
+        find_pictures(tmp_path)
 
 
 def test_linked_folders_are_entered_once_even_if_they_lead_back(tmp_path):

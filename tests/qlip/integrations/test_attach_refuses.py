@@ -231,7 +231,7 @@ def test_an_offloaded_tower():
 
 def test_settings():
     model = make_vision_model("clip")
-    with pytest.raises(ValueError, match="unknown QLIP setting alhpa; allowed are alpha"):
+    with pytest.raises(ValueError, match=r"unknown QLIP setting alhpa \(did you mean alpha\?\); allowed are alpha"):
         qlip.attach(model, alhpa=0.1)
     with pytest.raises(ValueError, match="alpha is -1"):
         qlip.attach(model, alpha=-1)
