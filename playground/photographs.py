@@ -30,9 +30,9 @@ class Photograph:
 
 SPLITS: dict[str, tuple[Photograph, ...]] = {
     "training": (
-        Photograph("astronaut", "public domain (NASA)"),
+        Photograph("astronaut", "NASA, public domain"),
         Photograph("coffee", "CC0 (Rachel Michetti)"),
-        Photograph("hubble_deep_field", "public domain (NASA)"),
+        Photograph("hubble_deep_field", "NASA, public domain"),
         Photograph("retina", "CC0 (Mikael Häggström)"),
         Photograph("immunohistochemistry", "no known copyright restrictions (CMU-1)"),
         Photograph("camera", "CC0 (Lav Varshney)"),
@@ -41,12 +41,12 @@ SPLITS: dict[str, tuple[Photograph, ...]] = {
     ),
     "validation": (
         Photograph("chelsea", "CC0 (Stéfan van der Walt)"),
-        Photograph("clock", "public domain (Stéfan van der Walt)"),
+        Photograph("clock", "Stéfan van der Walt, public domain"),
         Photograph("gravel", "CC0 (CC0Textures)"),
     ),
     "test": (
-        Photograph("rocket", "public domain (SpaceX)"),
-        Photograph("grace_hopper.jpg", "public domain (US Navy)", "matplotlib"),
+        Photograph("rocket", "SpaceX, public domain"),
+        Photograph("grace_hopper.jpg", "US Navy, public domain", "matplotlib"),
         Photograph("coins", "no known copyright restrictions (Brooklyn Museum)"),
         Photograph("cell", "CC0 (Paul Müller)"),
     ),

@@ -121,7 +121,7 @@ def write_page(subject: Subject, won: Sequence[Answered], lost: Sequence[Answere
                 "",
                 f"| {item.name} | tokens | answer |",
                 "|---|---|---|",
-                f"| there is | | {item.truth} |",
+                f"| truth | | {item.truth} |",
                 f"| CLIP | {item.tokens[0]} | {item.clip} |",
                 f"| QLIP | {item.tokens[1]} | {item.qlip} |",
             ]

@@ -12,7 +12,7 @@ from playground import photographs as samples
 SAMPLES = sorted(
     [
         *(item for split in samples.SPLITS.values() for item in split),
-        samples.Photograph("text", "public domain (Wikipedia)"),
+        samples.Photograph("text", "Wikipedia, public domain"),
     ],
     key=lambda item: (item.package != "skimage", item.name),
 )
