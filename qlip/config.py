@@ -242,13 +242,9 @@ class QLIPConfig:
             values = {name: value for name, value in values.items() if name != "question_cells"}
         allowed = {field.name for field in fields(cls)}
         if unknown := sorted(str(name) for name in set(values) - allowed):
-            hint = ""
-            if "question_cells" in unknown:
-                hint = "; question_cells was replaced by question_share"
-            elif close := get_close_matches(unknown[0], allowed, 1, 0.65):
-                hint = f" (did you mean {close[0]}?)"
-            known = ", ".join(sorted(allowed))
-            raise ValueError(f"unknown QLIP setting {', '.join(unknown)}{hint}; allowed are {known}")
+            hint = "".join(f" (did you mean {name}?)" for name in get_close_matches(unknown[0], allowed, 1, 0.65))
+            names, known = ", ".join(unknown), ", ".join(sorted(allowed))
+            raise ValueError(f"unknown QLIP setting {names}{hint}; allowed are {known}")
         alpha = values.get("alpha")
         if isinstance(alpha, Mapping) and list(alpha) == ["__float__"]:
             alpha = alpha["__float__"]  # how transformers writes infinity to config.json

@@ -111,7 +111,6 @@ class QLIPVisionModel(nn.Module):
         """Uses `prior` for positions, in float32 and out of the state dict.
 
         Args:
-            prior: the MLP.
             file: its file, as `QLIPConfig.mlp` names it; None uses it in place of the prior that the settings name.
 
         Raises:
@@ -181,9 +180,8 @@ class QLIPVisionModel(nn.Module):
             TypeError, ValueError: an image is not floating point, or its sides are not whole cells.
         """
         leaves = [self.partition(image, settings) for image in images]
-        return self.encode(
-            images, leaves, [self.positions(tree, settings) for tree in leaves], pool=pool, settings=settings
-        )
+        positions = [self.positions(tree, settings) for tree in leaves]
+        return self.encode(images, leaves, positions, pool=pool, settings=settings)
 
     def encode(
         self,
@@ -207,9 +205,9 @@ class QLIPVisionModel(nn.Module):
         Raises:
             ValueError: positions of another number than the tokens, or leaves of another grid than the image.
         """
-        size, side, config, cuts = self.adapter.patch_size, self.native_grid, settings or self.qlip, []
+        size, config, cuts = self.adapter.patch_size, settings or self.qlip, []
         for image, tree in zip(images, leaves, strict=True):
-            small = downsize(image, side * size) if config.thumbnail else None
+            small = downsize(image, self.native_grid * size) if config.thumbnail else None
             cuts.append(CutImage(tree, extract_patches(image.float(), tree, size, config.geometry), small))
         return self.encode_cut(cuts, positions, pool=pool, settings=settings)
 
@@ -229,7 +227,6 @@ class QLIPVisionModel(nn.Module):
             positions: see `encode`; None for the usual ones.
             pool: see `forward`.
             select: layers, counted from 0; None is `select_layers`.
-            settings: see the class.
 
         Raises:
             ValueError: no image, another number of channels or positions, or a thumbnail is missing.

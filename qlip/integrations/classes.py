@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -16,33 +16,20 @@ from typing import Any
 from torch import nn
 
 from qlip.integrations.attachment import Attachment
+from qlip.integrations.subclasses import BuildsPlain, MadeSubclass, find_base, make_subclass
 from qlip.mlp import PRIOR_FILE
 
 
-class AttachedMixin:
+class AttachedMixin(MadeSubclass):
     """Mixed into the class of every attached module."""
 
     attachment: Attachment
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickles the two classes that this one is made of, since it can't be imported under a name."""
-        parts: Any = super().__reduce_ex__(protocol)
-        return _new_instance, (find_mixin(self), find_base(self)), *parts[2:]
 
-
-class AttachedPreTrainedMixin(AttachedMixin):
+class AttachedPreTrainedMixin(BuildsPlain, AttachedMixin):
     """Mixed into the class of an attached model of transformers."""
 
     config: Any
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Builds the plain model where the class is called with a configuration, as by `type(model).from_pretrained`.
-
-        `attach` changes the class of a model that exists; nothing else makes an attached one.
-        """
-        if args or kwargs:
-            return cls.__bases__[1](*args, **kwargs)
-        return super().__new__(cls)
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> Any:
         """Saves the model as its own class does, and in the main process an MLP prior for positions beside it."""
@@ -66,28 +53,6 @@ class AttachedPreTrainedMixin(AttachedMixin):
         """
         times = super()._get_files_timestamps(working_dir)  # type: ignore[misc]
         return {name: time for name, time in times.items() if name != PRIOR_FILE}
-
-
-def _new_instance(mixin: type, base: type) -> Any:
-    attached: Any = make_attached_class(mixin, base)
-    return attached.__new__(attached)
-
-
-@cache
-def make_attached_class(mixin: type, base: type) -> type:
-    """Makes a subclass of `mixin` and `base`, under the name of `base`."""
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (mixin, base), names)
-
-
-def find_base(module: Any) -> type:
-    """Finds the class that an attached module was loaded as."""
-    return type(module).__bases__[1]
-
-
-def find_mixin(module: Any) -> type:
-    """Finds the mixin in the class of an attached module."""
-    return type(module).__bases__[0]
 
 
 def name_arguments(forward: Any) -> Any:
@@ -182,10 +147,10 @@ def patch_classes(model: nn.Module, mixins: Sequence[tuple[nn.Module, type]], at
     """
     for module, mixin in mixins:
         base = find_base(module) if isinstance(module, AttachedMixin) else type(module)
-        _check_forward(module, make_attached_class(mixin, base))
+        _check_forward(module, make_subclass(mixin, base))
     _restore_classes(model)
     for module, mixin in mixins:
-        _change_class(module, make_attached_class(mixin, type(module)))  # type: ignore[arg-type]
+        _change_class(module, make_subclass(mixin, type(module)))  # type: ignore[arg-type]
         module.attachment = attachment  # type: ignore[assignment]  # a plain object, so no second name for the tower
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache as remember
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from qlip.integrations.subclasses import MadeSubclass, make_subclass
 
 ATTRIBUTE = "qlip_continuation"
 """Attribute of transformers' caches that holds the note."""
@@ -53,13 +54,8 @@ class Continuation(NamedTuple):
         return merged if is_same else None
 
 
-class RowsMixin:
+class RowsMixin(MadeSubclass):
     """Mixed into the class of a cache with a note, which follows the rows of the keys and values."""
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickles the class that this one is made of, since it can't be imported under a name."""
-        parts: Any = super().__reduce_ex__(protocol)
-        return _new_cache, (type(self).__bases__[1],), *parts[2:]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Puts the rows in another order, as the cache's own class does."""
@@ -81,23 +77,11 @@ class RowsMixin:
             setattr(self, ATTRIBUTE, saved.map_rows(change))
 
 
-@remember
-def _make_class(base: type) -> type:
-    """Makes a subclass of `RowsMixin` and a cache's class, under the name of that."""
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (RowsMixin, base), names)
-
-
-def _new_cache(base: type) -> Any:
-    kind: Any = _make_class(base)
-    return kind.__new__(kind)
-
-
 @torch.compiler.disable  # compiled code can't change a class
 def _track_rows(cache: Any) -> None:
     """Gives a cache the subclass whose notes follow its rows; other caches of its class are untouched."""
     if not isinstance(cache, RowsMixin):
-        cache.__class__ = _make_class(type(cache))  # type: ignore[arg-type]
+        cache.__class__ = make_subclass(RowsMixin, type(cache))  # type: ignore[arg-type]
 
 
 def note_continuation(cache: Any, positions: Tensor, bias: Tensor | None, end: Tensor | None) -> None:

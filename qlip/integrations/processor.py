@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import cache
 from typing import Any
 
 from transformers import ProcessorMixin
@@ -14,10 +13,10 @@ from transformers.processing_utils import ImagesKwargs
 
 from qlip.config import QLIPConfig
 from qlip.image_processing import OWN_OPTIONS, QLIPImageProcessor
-from qlip.integrations.classes import find_base
+from qlip.integrations.subclasses import BuildsPlain, find_base, make_subclass
 
 
-class AttachedProcessorMixin:
+class AttachedProcessorMixin(BuildsPlain):
     """Mixin for the class of a processor; see `attach_processor`."""
 
     image_processor: QLIPImageProcessor
@@ -25,15 +24,6 @@ class AttachedProcessorMixin:
     """The processor's own image processor: it is saved, and `detach_processor` restores it."""
 
     image_token: str
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Builds the plain processor where the class is called with its parts, as by `type(processor).from_pretrained`.
-
-        `attach_processor` changes the class of a processor that exists; nothing else makes an attached one.
-        """
-        if args or kwargs:
-            return cls.__bases__[1](*args, **kwargs)
-        return super().__new__(cls)
 
     def _process_images(self, images: Any, **options: Any) -> tuple[Any, list[str]]:
         """Packs images, and builds the text that replaces each <image> in the prompt; transformers calls it."""
@@ -55,11 +45,6 @@ class AttachedProcessorMixin:
         values["image_processor"] = self.plain_image_processor.to_dict()
         return values
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickles the class that this one is made of, since it can't be imported under a name."""
-        parts: Any = super().__reduce_ex__(protocol)
-        return _new_instance, (find_base(self),), *parts[2:]
-
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Checks the options of images that a processor was called with.
@@ -73,23 +58,11 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise TypeError(f"{unknown[0]} is not an option for images{way_out if is_setting else ''}")
 
 
-def _new_instance(base: type[ProcessorMixin]) -> Any:
-    attached: Any = make_processor_class(base)  # type: ignore[arg-type]
-    return attached.__new__(attached)
-
-
-@cache
-def make_processor_class(base: type[ProcessorMixin]) -> type:
-    """Makes the attached subclass of `base`, under the same name, which transformers writes into files."""
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (AttachedProcessorMixin, base), names)
-
-
 def attach_processor(processor: ProcessorMixin, image_processor: QLIPImageProcessor) -> Any:
     """Copies `processor` with `image_processor` in it; the tokenizer is shared."""
     plain = detach_processor(processor)
     attached = copy.copy(plain)
-    attached.__class__ = make_processor_class(type(plain))  # type: ignore[arg-type]
+    attached.__class__ = make_subclass(AttachedProcessorMixin, type(plain))  # type: ignore[arg-type]
     attached.plain_image_processor = plain.image_processor
     attached.image_processor = image_processor
     return attached

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,10 +64,10 @@ class Caught(Exception):
 def defaults_of(module: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Flag -> default, of a command's parser."""
 
-    def stop(self: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> None:
+    def stop(self: argparse.ArgumentParser, *argv: Any) -> None:
         raise Caught(self)
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
     command = importlib.import_module(module)
     with pytest.raises(Caught) as caught:
         command.parse_args([]) if hasattr(command, "parse_args") else command.main([])

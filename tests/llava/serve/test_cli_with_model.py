@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 import qlip
-from llava.serve import cli
+from llava.serve import cli, drawings
 from llava.serve.engine import explain
 from llava.utils import demo_model_path, demo_picture_path
 from tests.interpreter import fork
@@ -245,7 +245,8 @@ def test_ctrl_c_ends_a_drawing_and_in_a_terminal_not_the_chat(
 ) -> None:
     lines = iter(["What is in the picture?", "Is there a ring?", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    monkeypatch.setattr(cli, "is_terminal", lambda: typed)
+    for module in (cli, drawings):
+        monkeypatch.setattr(module, "is_terminal", lambda: typed)
     monkeypatch.setattr(explain, "attribute_answer", Mock(side_effect=KeyboardInterrupt))
     flags = ["--device", "cpu", "--max-new-tokens", "4", "--show-attribution", str(tmp_path / "heat.png")]
     assert cli.main(flags) == (0 if typed else 130)
