@@ -15,7 +15,16 @@ from tests.interpreter import start
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "TRAINING.md").read_text(encoding="utf-8")
 OTHER_PROGRAMS = {
-    *("model-path", "model-base", "image-file", "prompt", "save-model-path", "output", "out"),  # llava and scripts
+    *(
+        "model-path",
+        "model-base",
+        "image-file",
+        "prompt",
+        "save-model-path",
+        "output",
+        "out",
+        "load-4bit",
+    ),  # llava and scripts
     *("nproc-per-node", "nnodes", "node_rank", "master_addr", "module", "num_processes", "multi_gpu"),  # launchers
     *("batch", "length", "gpus", "rank", "help"),
 }

@@ -146,6 +146,16 @@ def check_training_arguments(model: ModelArguments, data: DataArguments, trainin
     Raises:
         ValueError: an argument is out of range, or two contradict each other.
     """
+    _check_choices(model, data, training)
+    _check_numbers(data, training)
+    check_precision(training)
+    if data.data_path is None:
+        raise ValueError("--data_path is missing: a JSON list, JSON lines, or a folder of such files")
+    check_modes(model, training)
+    _check_evaluation(data, training)
+
+
+def _check_choices(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:
     for name, value, allowed in (
         ("bits", training.bits, (4, 8, 16)),
         ("quant_type", training.quant_type, ("nf4", "fp4")),
@@ -162,6 +172,9 @@ def check_training_arguments(model: ModelArguments, data: DataArguments, trainin
         raise ValueError(f"--image_aspect_ratio is {data.image_aspect_ratio!r}; allowed are {ratios}")
     if data.image_grid_pinpoints is not None:
         read_pinpoints(data.image_grid_pinpoints)
+
+
+def _check_numbers(data: DataArguments, training: TrainingArguments) -> None:
     for name, count, least in (
         ("model_max_length", training.model_max_length, 2),
         ("lora_r", training.lora_r, 1),
@@ -184,13 +197,12 @@ def check_training_arguments(model: ModelArguments, data: DataArguments, trainin
     if training.max_steps != -1 and training.max_steps < 1:
         raise ValueError(f"--max_steps is {training.max_steps}; allowed are at least 1, and -1 for --num_train_epochs")
     if training.max_steps == -1 and not 0 < training.num_train_epochs < math.inf:
-        raise ValueError(f"--num_train_epochs is {training.num_train_epochs:g}; it must be above 0")
+        raise ValueError(f"--num_train_epochs is {training.num_train_epochs:g}; it must be above 0 and finite")
     if training.save_strategy == "steps" and training.save_steps <= 0:
         raise ValueError(f"--save_steps is {training.save_steps:g}; it must be above 0, or --save_strategy no")
-    check_precision(training)
-    if data.data_path is None:
-        raise ValueError("--data_path is missing: a JSON list, JSON lines, or a folder of such files")
-    check_modes(model, training)
+
+
+def _check_evaluation(data: DataArguments, training: TrainingArguments) -> None:
     evaluates = training.eval_strategy != "no" or training.eval_on_start
     wanted = [name for name in ("eval_data_path", "eval_questions") if getattr(data, name) is not None]
     if evaluates and not wanted:

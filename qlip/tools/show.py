@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,24 @@ MOST_TILES = 400
 """Images in a contact sheet, which takes 150 MB then; a folder may hold any number."""
 LARGEST_DRAWING = 4096
 """Longer side of a single image's drawing, in pixels, if cells of 4 pixels allow; a larger PNG takes seconds."""
-ONE_CELL = "one_cell"
-"""Listed among the names of settings without effect where the native size rules out all leaves but single cells."""
-SPENT = "spent"
-"""Listed there where the coarsest leaves take the whole budget: an image with detail is cut into equal pieces."""
-
 Find = Callable[[QLIPConfig], tuple[Tensor, Leaves]]
 """Finds one image's pixels and leaves under settings, from `ImageCutter.make_finder`."""
+
+
+@dataclass(frozen=True)
+class Idle:
+    """What changes no leaf of an image, or of several."""
+
+    settings: frozenset[str]
+    """Names of settings that are not the default."""
+    one_cell: bool
+    """The native size rules out all leaves but single cells."""
+    spent: bool
+    """The coarsest leaves take the whole budget, so that an image with detail is cut into equal pieces."""
+
+    def __and__(self, other: Idle) -> Idle:
+        """Finds what changes no leaf of either's images."""
+        return Idle(self.settings & other.settings, self.one_cell and other.one_cell, self.spent and other.spent)
 
 
 def show_leaves(args: argparse.Namespace) -> None:
@@ -54,8 +65,8 @@ def show_leaves(args: argparse.Namespace) -> None:
     else:
         drawing, idle = show_several(paths, args, cutter, settings)
     notes = sys.stderr if args.json else sys.stdout
-    for name in sorted(idle):
-        print(f"note     {explain_idle(name, settings, args.native_size, several=not single)}", file=notes)
+    for note in explain_idle(idle, settings, args.native_size, several=not single):
+        print(f"note     {note}", file=notes)
     out.parent.mkdir(parents=True, exist_ok=True)
     drawing.save(out)
     print(f"overlay  {out}", file=notes)
@@ -71,28 +82,29 @@ def list_pictures(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def show_one(path: Path, cutter: ImageCutter, settings: QLIPConfig, as_json: bool) -> tuple[Image.Image, set[str]]:
-    """Prints an image's tree; returns its drawing and the settings without effect."""
+def show_one(path: Path, cutter: ImageCutter, settings: QLIPConfig, as_json: bool) -> tuple[Image.Image, Idle]:
+    """Prints an image's tree; returns its drawing and what has no effect."""
     picture = open_picture(path)
     find = cutter.make_finder(picture)
     leaves = find(settings)[1]
     print(json.dumps(describe(path, leaves, cutter)) if as_json else format_leaves(leaves, cutter))
     longest = max(leaves.grid)
     cell = max(4, LARGEST_DRAWING // longest) if max(picture.size) > LARGEST_DRAWING else None
-    return draw_leaves(picture, leaves, cell), find_ineffective(find, leaves, cutter, settings)
+    return draw_leaves(picture, leaves, cell), find_idle(find, leaves, cutter, settings)
 
 
 def show_several(
     paths: Sequence[Path], args: argparse.Namespace, cutter: ImageCutter, settings: QLIPConfig
-) -> tuple[Image.Image, set[str]]:
-    """Prints the tokens of each image and their mean; returns a contact sheet and the settings without any effect.
+) -> tuple[Image.Image, Idle]:
+    """Prints the tokens of each image and their mean; returns a contact sheet and what has no effect on any image.
 
     The sheet shows the first `MOST_TILES` images.
 
     A file that is not an image is an error if the user names it; in a folder it is skipped with a warning.
     """
     tiles: list[tuple[str, Image.Image]] = []
-    totals, idle = [], {ONE_CELL, SPENT, *(field.name for field in fields(QLIPConfig))}
+    totals: list[tuple[int, int, int]] = []
+    idle = Idle(frozenset(field.name for field in fields(QLIPConfig)), one_cell=True, spent=True)
     if not args.json:
         print("  tokens    CLIP  uniform  image")
     for path, picture in read_pictures(paths, args.images):
@@ -106,7 +118,7 @@ def show_several(
             drawing = draw_leaves(picture, leaves, cell=max(1, (TILE - 1) // max(leaves.grid)))  # lines of whole pixels
             drawing.thumbnail((TILE, TILE))
             tiles.append((f"{escaped(path.name)}: {counts[0]} tokens", drawing))
-        idle &= find_ineffective(find, leaves, cutter, settings)
+        idle &= find_idle(find, leaves, cutter, settings)
     if not tiles:
         raise ValueError(f"none of the {len(paths)} image files can be read")
     means = [sum(row) / len(totals) for row in zip(*totals, strict=True)]
@@ -161,22 +173,18 @@ def format_leaves(leaves: Leaves, cutter: ImageCutter) -> str:
     return "\n".join(lines)
 
 
-def find_ineffective(find: Find, leaves: Leaves, cutter: ImageCutter, settings: QLIPConfig) -> set[str]:
-    """Finds settings that are not the default, and change no leaf against it; `ONE_CELL` and `SPENT` if they hold."""
+def find_idle(find: Find, leaves: Leaves, cutter: ImageCutter, settings: QLIPConfig) -> Idle:
+    """Finds what changes no leaf of one image."""
     default = QLIPConfig()
-    changed = [
-        field.name for field in fields(settings) if getattr(settings, field.name) != getattr(default, field.name)
-    ]
-    idle = set()
-    if allowed_leaf(settings, leaves.grid, cutter.native_grid) == 1:
-        idle.add(ONE_CELL)
-    if is_spent(find, leaves, settings):
-        idle.add(SPENT)
-    for name in changed:
+    unused = set()
+    for name in (field.name for field in fields(settings)):
+        if getattr(settings, name) == getattr(default, name):
+            continue
         other = find(replace(settings, **{name: getattr(default, name)}))[1]
         if other.grid == leaves.grid and other.boxes.tolist() == leaves.boxes.tolist():
-            idle.add(name)
-    return idle
+            unused.add(name)
+    one_cell = allowed_leaf(settings, leaves.grid, cutter.native_grid) == 1
+    return Idle(frozenset(unused), one_cell, is_spent(find, leaves, settings))
 
 
 def is_spent(find: Find, leaves: Leaves, settings: QLIPConfig) -> bool:
@@ -187,16 +195,23 @@ def is_spent(find: Find, leaves: Leaves, settings: QLIPConfig) -> bool:
     return len(find(replace(settings, max_tokens=enough))[1]) > len(leaves)
 
 
-def explain_idle(name: str, settings: QLIPConfig, native_size: int, several: bool) -> str:
-    """Formats that a setting has no effect, and why where the settings alone say so."""
-    if name == ONE_CELL:
+def explain_idle(idle: Idle, settings: QLIPConfig, native_size: int, several: bool) -> list[str]:
+    """Formats what has no effect, a line each."""
+    notes = [explain_setting(name, settings, several) for name in sorted(idle.settings)]
+    if idle.one_cell:
         reason = "shorter side is below twice" if settings.geometry == "grid" else "longer side is at most"
-        return (
+        notes.append(
             f"no leaf may be larger than one cell, as the {reason} the native size {native_size}; give the tower's own "
             "--native-size, a larger --image-size, or --coarsest any"
         )
-    if name == SPENT:
-        return f"--max-tokens {settings.max_tokens} is spent on the coarsest leaves, and none is split; give some more"
+    if idle.spent:
+        budget = settings.max_tokens
+        notes.append(f"--max-tokens {budget} is spent on the coarsest leaves, and none is split; give some more")
+    return notes
+
+
+def explain_setting(name: str, settings: QLIPConfig, several: bool) -> str:
+    """Formats that a setting has no effect, and why where the settings alone say so."""
     value, default = (getattr(source, name) for source in (settings, QLIPConfig))
     flag = f"--{name.replace('_', '-')}"
     if value is False:

@@ -49,7 +49,9 @@ class DataCollatorForSupervisedDataset:
         }
         if images := [image for item in used for image in item["images"]]:
             batch["images"] = _join(images)
-            sizes = [size for item in used for size in item.get("image_sizes", [None] * len(item["images"]))]
+            sizes: list[Any] = []
+            for item in used:
+                sizes += item.get("image_sizes", [None] * len(item["images"]))
             if any(size is not None for size in sizes):
                 batch["image_sizes"] = sizes
         packs: list[int] | None = None

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -81,31 +81,50 @@ def measure_lengths(
     known = gather(known)[0]  # of the first process, whose folder has the file
     lengths = np.zeros(len(dataset), dtype=np.int64) if known is None else known.copy()
     wanted = (lengths == 0).nonzero()[0]
-    own = wanted[rank::world_size]
-    measured, too_long, reason = [], 0, ""
-    malformed = getattr(getattr(dataset, "samples", None), "malformed", ())
-    throughput = Throughput(getattr(dataset.data_args, "max_bad_samples", 10), gather, malformed=malformed)
-    for result in tqdm(
-        _measure(dataset, own, workers), "measuring samples", len(own), disable=rank > 0 or not len(own), delay=2
-    ):
-        measured.append(0 if isinstance(result, Skipped) else result)
-        if isinstance(result, Skipped):
-            too_long += not result.is_bad
-            reason = reason or result.reason
-            if result.is_bad:
-                throughput.add(BatchCounts(skipped=(result,)))
-    throughput.update()
-    shares = gather((np.array(measured, dtype=np.int64), too_long, reason))
-    for number, (share, _, _) in enumerate(shares):
-        lengths[wanted[number::world_size]] = share
-    too_long = sum(count for _, count, _ in shares)
+    shares = gather(_measure_share(dataset, wanted[rank::world_size], workers, gather, shows_progress=rank == 0))
+    for number, share in enumerate(shares):
+        lengths[wanted[number::world_size]] = share.lengths
+    too_long = sum(share.too_long for share in shares)
     _log(lengths, too_long, None if known is None else file)
     if not lengths.any():
-        example = next((f", for example {text}" for _, _, text in shares if text), "")
+        example = next((f", for example {share.reason}" for share in shares if share.reason), "")
         raise ValueError(f"none of the {len(lengths)} samples can be used, {too_long} of them too long{example}")
     if file is not None and rank == 0 and len(wanted):
         _write(file, mark, lengths)
     return lengths
+
+
+class Share(NamedTuple):
+    """The samples that one process has measured."""
+
+    lengths: Lengths
+    too_long: int
+    """How many are longer than the context."""
+    reason: str
+    """Why the first that can't be used can't; empty if all can."""
+
+
+def _measure_share(dataset: Any, indices: Lengths, workers: int, gather: Gather, shows_progress: bool) -> Share:
+    """Measures some samples, and raises ValueError where too many of all processes' are bad."""
+    malformed = getattr(getattr(dataset, "samples", None), "malformed", ())
+    throughput = Throughput(getattr(dataset.data_args, "max_bad_samples", 10), gather, malformed=malformed)
+    results = _measure(dataset, indices, workers)
+    if shows_progress and len(indices):
+        results = tqdm(results, "measuring samples", len(indices), delay=2)
+    lengths: list[int] = []
+    too_long, reason = 0, ""
+    for result in results:
+        if not isinstance(result, Skipped):
+            lengths.append(result)
+            continue
+        lengths.append(0)
+        reason = reason or result.reason
+        if result.is_bad:
+            throughput.add(BatchCounts(skipped=(result,)))
+        else:
+            too_long += 1
+    throughput.update()
+    return Share(np.array(lengths, dtype=np.int64), too_long, reason)
 
 
 def _measure(dataset: Any, indices: Lengths, workers: int) -> Any:
