@@ -11,7 +11,10 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# pip would compile all modules, which takes it as long as installing them. What a chat loads is compiled, whatever the
+# environment says; all else as it is first imported.
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+COMPILE := PYTHONDONTWRITEBYTECODE= $(RUN) -c "import llava.serve.engine.chat_engine, llava.model.builder"
 
 # Processes that run the tests, one thread each, about 1.5 GB each; many tests wait for programs that they start.
 JOBS ?= 2
@@ -59,11 +62,13 @@ $(VENV)/bin/python:
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV), a few minutes the first time" >&2
 	@$(PIP) --editable . >&2
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV) what tests need, a few minutes the first time" >&2
 	@$(PIP) --editable ".[dev]" >&2
+	@$(COMPILE)
 	@touch $(VENV)/installed $@
 
 $(VENV)/installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
