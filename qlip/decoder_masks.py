@@ -113,20 +113,20 @@ def decoder_mask(
     if (bias is not None or fractional) and counts_tokens(text):
         raise ValueError(
             f"image tokens have weights or fractional positions, which the attention of {text.model_type!r} can't"
-            " apply; give"
-            " llm_positions='sequential', llm_size_bias=0 and llm_weight='each'"
+            " apply; give llm_positions='sequential', llm_size_bias=0 and llm_weight='each'"
         )
     if attention_mask is None and (bias is not None or fractional):
         # Without a mask, transformers takes gaps between positions for the borders of packed sequences.
         attention_mask = all_real(new, cache)
     if bias is None or attention_mask is None:
         return attention_mask
-    config, dtype, masks = model.config.get_text_config(), model.get_input_embeddings().weight.dtype, {}
-    for kind, window in layer_windows(config).items():
+    dtype = model.get_input_embeddings().weight.dtype
+    masks: dict[str, Tensor] = {}
+    for kind, window in layer_windows(text).items():
         given = attention_mask.get(kind) if isinstance(attention_mask, Mapping) else attention_mask
         if given is None:  # transformers leaves out a mask that is causal and nothing else
             given = all_real(new, cache)
-        keys, offset = _key_range(config, kind, queries, cache)
+        keys, offset = _key_range(text, kind, queries, cache)
         if given.ndim == 4:
             allowed = given if given.dtype == torch.bool else given == 0
             masks[kind] = mask_with_bias(allowed, bias, dtype, offset)

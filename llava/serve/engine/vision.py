@@ -94,7 +94,7 @@ class VisionFrontend:
         settings = replace(tower.settings, **changes)  # checks the values
         for name, limit in self.limits.items():
             if name in changes and changes[name] > limit:
-                raise ValueError(f"{name} is {changes[name]}; this server allows at most {limit}")
+                raise ValueError(f"qlip.{name} is {changes[name]}; this server allows at most {limit}")
         check_counting(self.model.config, settings)
         enabled = bool(changes) or self.quadtree if options.enabled is None else options.enabled
         return settings if enabled else None

@@ -202,7 +202,7 @@ class ControllerBackend:
                 shown = max(shown, len(message["text"]))
 
     async def _check_answer(self, reply: httpx.Response) -> None:
-        """Checks as `check` does, and lists the models anew once one of them is served no more."""
+        """Checks as `check` does, and forgets the models once one of them is no longer served."""
         try:
             await check(reply)
         except RequestError as error:
