@@ -67,7 +67,6 @@ def show_leaves(args: argparse.Namespace) -> None:
     notes = sys.stderr if args.json else sys.stdout
     for note in explain_idle(idle, settings, args.native_size, several=not single):
         print(f"note     {note}", file=notes)
-    out.parent.mkdir(parents=True, exist_ok=True)
     drawing.save(out)
     print(f"overlay  {out}", file=notes)
 
