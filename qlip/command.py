@@ -44,11 +44,14 @@ class OneLineParser(argparse.ArgumentParser):
         """Parses the command line; an unknown flag is named without its value, which may be a secret."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            flags = [text.partition("=")[0] for text in unknown if text.startswith("-")]
+            flags = [
+                text.partition("=")[0] if text.startswith("--") else text[:2] for text in unknown if text[:1] == "-"
+            ]
             self.error(f"unrecognized arguments: {' '.join(flags or unknown)}")
         return parsed
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub("^(ambiguous option: --[^= ]*)=.* (could match )", r"\1 \2", message, flags=re.DOTALL)
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 

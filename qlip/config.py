@@ -242,9 +242,9 @@ class QLIPConfig:
             values = {name: value for name, value in values.items() if name != "question_cells"}
         allowed = {field.name for field in fields(cls)}
         if unknown := sorted(str(name) for name in set(values) - allowed):
-            hint = "".join(f" (did you mean {name}?)" for name in get_close_matches(unknown[0], allowed, 1, 0.65))
-            names, known = ", ".join(unknown), ", ".join(sorted(allowed))
-            raise ValueError(f"unknown QLIP setting {names}{hint}; allowed are {known}")
+            close = [match for name in unknown for match in get_close_matches(name, allowed, 1, 0.65)]
+            names = ", ".join(unknown) + (f" (did you mean {', '.join(close)}?)" if close else "")
+            raise ValueError(f"unknown QLIP setting {names}; allowed are {', '.join(sorted(allowed))}")
         alpha = values.get("alpha")
         if isinstance(alpha, Mapping) and list(alpha) == ["__float__"]:
             alpha = alpha["__float__"]  # how transformers writes infinity to config.json

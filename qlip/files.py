@@ -35,7 +35,7 @@ def check_output(name: str, out: Path, inputs: Iterable[Path] = ()) -> None:
 
     Raises:
         IsADirectoryError: it is a folder.
-        PermissionError: its folder takes no files.
+        PermissionError: its folder is not writable.
         ValueError: it is one of the files that are read.
     """
     if out.is_dir():

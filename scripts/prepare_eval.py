@@ -17,10 +17,13 @@ from typing import Any
 from llava.command import OneLineParser, parse_and_run
 from llava.eval.benchmarks import find_benchmarks
 from llava.eval.score.benchmark import Benchmark
+from qlip.images.pictures import walk
 
 SIGNATURES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}
 LFS_POINTER = b"version https://git-lfs"
 BATCH = 64
+SOURCES = "questions.sources.json"
+"""File beside questions.jsonl: the Parquet files that the questions are from."""
 SHARD = re.compile(r"(?P<start>.+)-\d+-of-(?P<count>\d+)\.parquet")
 
 
@@ -33,9 +36,7 @@ def read_records(columns: Sequence[str], folder: Path) -> Iterator[dict[str, Any
     """
     from pyarrow import ArrowInvalid, parquet  # an extra
 
-    files = sorted(folder.rglob("[!.]*.parquet"))  # macOS adds "._NAME.parquet"
-    if not files:
-        raise FileNotFoundError(f"there is no .parquet file in {folder}")
+    files = find_files(folder)
     check_shards(files)
     for path in files:
         try:
@@ -49,6 +50,25 @@ def read_records(columns: Sequence[str], folder: Path) -> Iterator[dict[str, Any
             raise ValueError(f"{path} has no column {', '.join(missing)}")
         for batch in file.iter_batches(BATCH, columns=list(columns)):
             yield from batch.to_pylist()
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Finds the Parquet files anywhere below a folder, links to folders included, in the order of their names.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = (path for path in walk(folder) if path.suffix == ".parquet")
+    files = sorted(path for path in found if not path.name.startswith("."))  # macOS adds "._NAME.parquet"
+    if not files:
+        raise FileNotFoundError(f"there is no .parquet file in {folder}")
+    return files
+
+
+def describe_files(folder: Path) -> str:
+    """Formats the Parquet files' names, sizes and times, which tell them from those of another time."""
+    stats = [(str(path.relative_to(folder)), path.stat()) for path in find_files(folder)]
+    return json.dumps([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]) + "\n"
 
 
 def check_shards(files: Sequence[Path]) -> None:
@@ -67,6 +87,7 @@ def prepare(benchmark: Benchmark, folder: Path) -> int:
     """Writes images, then the question file at once; returns the number of questions."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
+    sources = describe_files(folder)
     (folder / "images").mkdir(exist_ok=True)
     lines = []
     for number, row in enumerate(read_records(benchmark.columns, folder)):
@@ -78,14 +99,26 @@ def prepare(benchmark: Benchmark, folder: Path) -> int:
         name = f"images/{made['question_id']}{ending}"
         (folder / name).write_bytes(content)
         lines.append(json.dumps({**made, "image": name}, ensure_ascii=False) + "\n")
+    (folder / SOURCES).unlink(missing_ok=True)
     part = folder / "questions.jsonl.part"
     part.write_text("".join(lines), encoding="utf-8")
     part.replace(folder / "questions.jsonl")
+    (folder / SOURCES).write_text(sources, encoding="utf-8")
     return len(lines)
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder's questions are those of its Parquet files as they are now."""
+    sources = folder / SOURCES
+    if not (folder / "questions.jsonl").is_file() or not sources.is_file():
+        return False
+    return sources.read_text(encoding="utf-8") == describe_files(folder)
 
 
 def run(args: argparse.Namespace) -> None:
     """Prepares the benchmark that the flags name."""
+    if args.if_changed and is_prepared(args.folder):
+        return
     count = prepare(find_benchmarks()[args.benchmark], args.folder)
     print(f"{args.folder / 'questions.jsonl'}: {count} questions")
 
@@ -96,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="prepare_eval", description="Bring a benchmark into LLaVA's form.")
     parser.add_argument("benchmark", choices=prepared)
     parser.add_argument("folder", type=Path, help="folder of its Parquet files")
+    parser.add_argument("--if-changed", action="store_true", help="do nothing if the questions are of these very files")
     return parse_and_run(parser, run, argv)
 
 

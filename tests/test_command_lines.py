@@ -174,13 +174,14 @@ def test_a_key_may_not_be_empty(module: str, key: str, capsys: pytest.CaptureFix
     assert "argument --api-key: a key may not be empty; leave the flag out" in line
 
 
-@pytest.mark.parametrize("flags", [["--api-kye", "secret"], ["--worker-tokn=secret"], ["--x", "secret", "--y"]])
+@pytest.mark.parametrize("flags", [["--api-kye", "secret"], ["--worker-tokn=secret"], ["-ksecret"]])
 @pytest.mark.parametrize("module", ["llava.serve.controller", "llava.serve.model_worker", "llava.serve.openai_api"])
 def test_the_value_of_an_unknown_flag_may_be_a_secret(
     module: str, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(module, flags, capsys)
-    assert f"unrecognized arguments: {flags[0].partition('=')[0]}" in line and "secret" not in line
+    assert "unrecognized arguments: -" in line
+    assert "secret" not in line
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ BENCHMARK = Benchmark(
     folder="seed_bench",
     questions="llava-seed-bench.jsonl",
     images="",
-    data="`seed_bench/`: `SEED-Bench.json`, images",
+    data="`seed_bench/`: `SEED-Bench.json`, images, the videos' frames",
     measures="images, videos, by type",
     needs={
         "llava-seed-bench.jsonl": ANNOTATIONS,

@@ -77,43 +77,58 @@ def flags_of(arguments: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: there is no such flag, or it is one of `NOT_HERE`.
     """
-    parser = make_parser(RaisingParser)
-    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
+    actions = list_actions()
     flags: list[str] = []
     for given, value in arguments.items():
         name = given.strip("-").replace("-", "_")
+        if isinstance(value, str):
+            value = {"true": True, "false": False}.get(value.lower(), value)
+        if value is None:
+            continue
         if name in NOT_HERE:
             raise ValueError(f"{given}: {NOT_HERE[name]}")
         if name not in actions:
             close = get_close_matches(name, actions, 1)
             hint = f"; did you mean {close[0]}?" if close else "; arguments are named as its flags, see its --help"
             raise ValueError(f"python -m llava.serve.openai_api has no flag for the argument {given!r}{hint}")
-        if isinstance(value, str):
-            value = {"true": True, "false": False}.get(value.lower(), value)
-        if value is not None:
-            flags += _flags_of(actions[name], value)
+        flags += _flags_of(given, actions[name], value)
     return flags
 
 
-def _flags_of(action: argparse.Action, value: Any) -> list[str]:
-    """Formats the value of one flag."""
-    flag = action.option_strings[0]
-    if isinstance(value, bool):
-        if value:
-            return [flag]
-        negation = f"--no-{flag.removeprefix('--')}"
-        return [negation] if negation in action.option_strings else []
+def list_actions() -> dict[str, argparse.Action]:
+    """Lists what the flags do by their names with underscores; a switch's `--no-` form is one of them."""
+    actions = [action for action in make_parser(RaisingParser)._actions if action.dest != "help"]
+    return {flag.strip("-").replace("-", "_"): action for action in actions for flag in action.option_strings}
+
+
+def _flags_of(given: str, action: argparse.Action, value: Any) -> list[str]:
+    """Formats the value of one flag.
+
+    Raises:
+        ValueError: it is true or false, and the flag takes another value.
+    """
+    flag = f"--{given.strip('-').replace('_', '-')}"
     if isinstance(value, (list, tuple)):
         return [flag, *map(str, value)]
-    return [f"{flag}={value}"]
+    if not isinstance(value, bool):
+        return [f"{flag}={value}"]
+    if action.nargs != 0:
+        raise ValueError(f"{given} is {str(value).lower()}; {flag} takes another value")
+    negation = f"--no-{flag.removeprefix('--')}"
+    if value:
+        return [flag]
+    return [negation] if negation in action.option_strings else []
 
 
 def deployment(flags: Sequence[str], replica: type[Replica] = Replica) -> serve.Deployment:
     """Builds the deployment, to be bound to the flags.
 
     Raises:
-        ValueError: a flag is wrong.
+        ValueError: a flag is wrong, or one of `NOT_HERE`.
     """
+    for flag in flags:
+        if (name := flag.partition("=")[0].strip("-").replace("-", "_")) in NOT_HERE:
+            raise ValueError(f"{name}: {NOT_HERE[name]}")
     args = make_parser(RaisingParser).parse_args(flags)
     # The engine limits its queue itself and refuses more with 429; Ray Serve's own limit would let requests wait.
     accepted = args.max_batch + args.max_waiting

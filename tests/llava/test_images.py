@@ -6,8 +6,10 @@ import base64
 import os
 import re
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -281,3 +283,15 @@ def test_limits_are_positive(name: str) -> None:
 def test_a_name_that_no_file_system_takes_is_a_picture_that_cannot_be_read() -> None:
     with pytest.raises(ImageError, match="cannot read x{20}.*: File name too long"):
         load_image("x" * 300)
+
+
+@pytest.mark.parametrize("unit", ["%", "%41", "ab "])
+def test_text_that_is_long_and_odd_is_read_in_the_memory_of_some_copies(unit: str) -> None:
+    text = unit * (6_000_000 // len(unit))
+    tracemalloc.start()
+    try:
+        with suppress(ImageError):
+            load_image_from_base64(text)
+        assert tracemalloc.get_traced_memory()[1] < 6 * len(text)
+    finally:
+        tracemalloc.stop()

@@ -155,3 +155,12 @@ def test_a_command_without_an_output_is_as_good_as_another(monkeypatch):
     """Python has no standard output where a service started it without one."""
     monkeypatch.setattr("sys.stdout", None)
     assert run_command("p", lambda: 0) == 0
+
+
+def test_the_value_of_an_ambiguous_flag_may_be_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = OneLineParser(prog="p")
+    for flag in ("--api-key", "--alpha"):
+        parser.add_argument(flag)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--a=a secret"])
+    assert capsys.readouterr().err == "p: error: ambiguous option: --a could match --api-key, --alpha\n"

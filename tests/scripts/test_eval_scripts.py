@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,12 @@ def test_cvbench_from_its_hubs_files(run: Run, tmp_path: Path) -> None:
     asked = [json.loads(line) for line in (data / "questions.jsonl").read_text().splitlines()]
     assert asked[0]["text"] == f"{LISTED}\nAnswer with the option's letter from the given choices directly."
     assert (data / asked[2]["image"]).read_bytes() == PICTURE
+    more = tmp_path / "elsewhere"
+    parquet(more / "b.parquet", rows[:1])
+    os.utime(more / "b.parquet", (0, 0))  # older than the questions, as a file is that is moved or unpacked
+    (data / "more").symlink_to(more, target_is_directory=True)
+    run("cvbench", CKPT="again")
+    assert score(data / "scores" / "again.json")["all questions"]["questions"] == 4
 
 
 def test_realworldqa_from_its_hubs_files(run: Run, tmp_path: Path) -> None:

@@ -26,6 +26,34 @@ def test_a_question_without_an_answer_ends_the_script_and_the_others_are_kept(ru
     assert score(data / "scores" / "llava-demo.json")["mean"]["accuracy"] == 100.0
 
 
+def test_answers_of_another_program_are_not_replaced(run: Run, tmp_path: Path) -> None:
+    """LLaVA's eval.zip has its own answers under the same names."""
+    data = pope(tmp_path)
+    theirs = data / "answers" / "llava-demo.jsonl"
+    theirs.parent.mkdir()
+    theirs.write_text('{"question_id": 0, "prompt": "?", "text": "yes", "answer_id": "x", "metadata": {}}\n')
+    before = theirs.read_bytes()
+    error = run("pope", check=2).stderr
+    assert f"{theirs} has answers of another program, and stays as it is; give the run another CKPT=NAME" in error
+    assert theirs.read_bytes() == before
+    run("pope", CKPT="mine")
+    run("pope", CKPT="mine")
+    assert (data / "scores" / "mine.json").is_file()
+
+
+def test_other_settings_under_one_name_are_told_how_to_get_another(run: Run, tmp_path: Path) -> None:
+    pope(tmp_path)
+    run("pope", "--limit", "1", CKPT="one")
+    error = run("pope", "--qlip", "--alpha", "0.5", check=2, CKPT="one").stderr
+    assert "pope.sh: CKPT=NAME, here one, names another run and so other files of answers" in error
+
+
+def test_help_says_what_a_script_does_and_reads(run: Run, tmp_path: Path) -> None:
+    text = run("pope", "--help").stdout
+    assert text.startswith("POPE") and "CUDA_VISIBLE_DEVICES=0,1" in text and "SCORE_FILE" in text
+    assert list(tmp_path.iterdir()) == []
+
+
 NEEDED = {
     "cvbench": "cv-bench",
     "gqa": "gqa/llava_gqa_testdev_balanced.jsonl",

@@ -6,6 +6,12 @@ from starlette.types import Scope
 
 
 def route_path(scope: Scope) -> str:
-    """Removes the prefix under which the application is mounted, such as Ray Serve's `route_prefix`, from the path."""
-    path, prefix = scope["path"], scope.get("root_path", "").rstrip("/")
-    return path[len(prefix) :] if path == prefix or path.startswith(f"{prefix}/") else path
+    """Removes the prefix under which the application is mounted, such as Ray Serve's `route_prefix`, from the path.
+
+    By the rule by which Starlette chooses the route.
+    """
+    path, prefix = scope["path"], scope.get("root_path", "")
+    if not prefix or not path.startswith(prefix):
+        return path
+    rest = path[len(prefix) :]
+    return rest if rest.startswith("/") or not rest else path

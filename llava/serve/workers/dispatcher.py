@@ -81,7 +81,7 @@ class Dispatcher:
             status = await self.client.ask_status(name)
         elif self.registry.serves_others(name, status.model_names):
             own = await self.client.status_of(name)
-            if own is not None and own.model_names != status.model_names:
+            if own is not None and set(own.model_names) != set(status.model_names):
                 given, served = (", ".join(names) or "no model" for names in (status.model_names, own.model_names))
                 logger.warning("a worker with %s registered as %s, where %s is served", given, name, served)
                 status = own

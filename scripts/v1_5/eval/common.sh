@@ -71,11 +71,9 @@ benchmark() {
     need "${NEEDED[@]}"
 }
 
-# prepare NAME: writes the questions of a benchmark that comes as Parquet files, anew if one of those is newer.
+# prepare NAME: writes the questions of a benchmark that comes as Parquet files, unless they are those of these files.
 prepare() {
-    if [[ ! -f $QUESTIONS || -n $(find "$DIR" -name '*.parquet' -newer "$QUESTIONS" -print -quit) ]]; then
-        "$PYTHON" "$ROOT/scripts/prepare_eval.py" "$1" "$DIR"
-    fi
+    "$PYTHON" "$ROOT/scripts/prepare_eval.py" "$1" "$DIR" --if-changed || exit
 }
 
 # check COMMAND...: ends the script, before anything is answered, if the benchmark's labels do not fit its questions.
@@ -112,6 +110,7 @@ answer() {
     IFS=',' read -ra gpus <<< "${CUDA_VISIBLE_DEVICES:-}"
     local count=${#gpus[@]}
     ((count)) || count=1
+    refuse_others "$out"
     mkdir -p "$parts" "$(dirname "$out")"
     trap 'kill "${pids[@]}" 2> /dev/null; wait; exit 130' INT TERM
     for ((i = 0; i < count; i++)); do
@@ -128,7 +127,12 @@ answer() {
         if ((code > failed)); then failed=$code; fi
     done
     trap - INT TERM
-    if ((failed == 2)); then exit 2; fi # a process said what is wrong with its input
+    if ((failed == 2)); then # a process said what is wrong with its input
+        if compgen -G "$parts/*.jsonl" > /dev/null; then
+            echo "$(basename "$0"): CKPT=NAME, here $NAME, names another run and so other files of answers" >&2
+        fi
+        exit 2
+    fi
     if ((failed)); then
         local hint="start it again"
         if [[ " ${FLAGS[*]-} " == *" --skip-unreadable"* ]]; then hint="*.errors.jsonl in $parts name the others"; fi
@@ -145,11 +149,24 @@ answer() {
     fi
 }
 
+# refuse_others FILE: ends the script if FILE has answers of another program, such as those that LLaVA publishes.
+refuse_others() {
+    if [[ -s $1 ]] && grep -qv '"metadata": {"index": ' "$1"; then
+        echo "$(basename "$0"): $1 has answers of another program, and stays as it is; give the run another CKPT=NAME" >&2
+        exit 2
+    fi
+}
+
 # refuse_own FLAG...: ends the script if a flag is one that it sets itself, which would break the run at its end.
 refuse_own() {
     local flag
     for flag in "$@"; do
         case ${flag%%=*} in
+            -h | --help)
+                sed -n 's/^# //p;/^source/q' "$0"
+                sed -n '/^#/!q;s/^#[ ]\{0,1\}//p' "$ROOT/scripts/v1_5/eval/common.sh"
+                exit 0
+                ;;
             --answers-file | --question-file | --image-folder | --num-chunks | --chunk-idx)
                 echo "$(basename "$0"): ${flag%%=*} is set by this script; CKPT names the run, EVAL_DIR the data" >&2
                 exit 2

@@ -139,6 +139,7 @@ def test_arguments_become_flags() -> None:
     expected = ["--model-path=m", "--no-qlip", "--load-4bit", "--served-model-name", "a", "b", "--alpha=0.5"]
     assert flags_of(arguments) == expected
     assert flags_of({"qlip": "true", "load_4bit": "False", "alpha": None}) == ["--qlip"]  # as `serve run` gives them
+    assert flags_of({"no_qlip": True, "api_key": None}) == ["--no-qlip"]
 
 
 @pytest.mark.parametrize(
@@ -146,10 +147,12 @@ def test_arguments_become_flags() -> None:
     [
         ({"modelpath": "secret"}, "no flag for the argument 'modelpath'; did you mean model_path"),
         ({"hos": "secret"}, "no flag for the argument 'hos'"),
+        ({"model_path": "false"}, "model_path is false; --model-path takes another value"),
         ({"max_batch": "x"}, "argument --max-batch: 'x' is not allowed"),
         ({"port": 99999}, "port: the address is Ray Serve's.*http_options in the config"),
         ({"host": "0.0.0.0"}, "host: the address is Ray Serve's"),
         ({"api_key": "secret"}, "api_key: Ray writes arguments to its logs; set .LLAVA_API_KEY where the nodes"),
+        ({"help": True}, "no flag for the argument 'help'"),
         ({"max-connections": 5}, "max-connections: connections are Ray Serve's"),
     ],
 )
@@ -157,6 +160,12 @@ def test_wrong_arguments_are_refused_before_anything_is_deployed(arguments: dict
     with pytest.raises(ValueError, match=words) as refused:
         app(arguments)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("flag", ["--api-key=secret", "--port=1"])
+def test_flags_that_are_no_arguments_are_refused_also_as_flags(flag: str) -> None:
+    with pytest.raises(ValueError, match="Ray"):
+        deployment([flag])
 
 
 def test_ray_serve_admits_what_the_engine_answers_and_lets_wait() -> None:
