@@ -84,12 +84,17 @@ def check_shards(files: Sequence[Path]) -> None:
 
 
 def prepare(benchmark: Benchmark, folder: Path) -> int:
-    """Writes images, then the question file at once; returns the number of questions."""
+    """Writes images, then the question file at once; returns the number of questions.
+
+    Raises:
+        FileNotFoundError: the folder, or a part of the benchmark is missing.
+        ValueError: a row is not as declared.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     sources = describe_files(folder)
     (folder / "images").mkdir(exist_ok=True)
-    lines = []
+    questions = []
     for number, row in enumerate(read_records(benchmark.columns, folder)):
         made = benchmark.make_question(number, row)
         content = row["image"].get("bytes") if isinstance(row["image"], dict) else row["image"]
@@ -98,13 +103,18 @@ def prepare(benchmark: Benchmark, folder: Path) -> int:
             raise ValueError(f"row {number}: image is not a JPEG, PNG or WebP file")
         name = f"images/{made['question_id']}{ending}"
         (folder / name).write_bytes(content)
-        lines.append(json.dumps({**made, "image": name}, ensure_ascii=False) + "\n")
+        questions.append({**made, "image": name})
+    for name, values in benchmark.every.items():
+        if missing := sorted(set(values) - {question[name] for question in questions}):
+            what = f"{folder} has no questions whose {name} is {' or '.join(missing)}"
+            raise FileNotFoundError(f"{what}: a part of {benchmark.name} is missing; download the rest")
     (folder / SOURCES).unlink(missing_ok=True)
     part = folder / "questions.jsonl.part"
+    lines = (json.dumps(question, ensure_ascii=False) + "\n" for question in questions)
     part.write_text("".join(lines), encoding="utf-8")
     part.replace(folder / "questions.jsonl")
     (folder / SOURCES).write_text(sources, encoding="utf-8")
-    return len(lines)
+    return len(questions)
 
 
 def is_prepared(folder: Path) -> bool:

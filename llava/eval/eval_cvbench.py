@@ -37,6 +37,7 @@ BENCHMARK = Benchmark(
     labels={"--question-file": "questions.jsonl"},
     scorer="eval_cvbench",
     columns=("type", "task", "image", "prompt", "answer", "source"),
+    every={"source": ("ADE20K", "COCO", "Omni3D")},
     make_question=make_question,
 )
 
@@ -44,25 +45,25 @@ SOURCES = {"2D": ("ADE20K", "COCO"), "3D": ("Omni3D",)}
 
 
 def score(questions: Sequence[Row], said: Sequence[str]) -> Score:
-    """Scores answers to questions with `source`, `task` and `answer`.
+    """Scores answers to questions with `source`, `task` and `answer`; a group is scored if all its sources are present.
 
     Raises:
-        ValueError: a source that CV-Bench does not have, or one of its is missing.
+        ValueError: a source that CV-Bench does not have.
     """
     sources = [question["source"] for question in questions]
     known = [source for group in SOURCES.values() for source in group]
     if unknown := set(sources) - set(known):
         raise ValueError(f"source is {min(unknown)!r}; CV-Bench has {', '.join(known)}")
-    if missing := [source for source in known if source not in sources]:
-        raise ValueError(
-            f"there is no question of the source {', '.join(missing)}, and no score over a part of CV-Bench; download"
-            " test_2d.parquet and test_3d.parquet"
-        )
     found = [chosen_letter(question, text) for question, text in zip(questions, said, strict=True)]
     right = [letter == right_letter(question, "answer") for question, letter in zip(questions, found, strict=True)]
     by_source = accuracy_by(right, sources)
-    groups = {name: _mean([by_source[source]["accuracy"] for source in members]) for name, members in SOURCES.items()}
-    means = {name: {"accuracy": value} for name, value in {"overall": _mean(list(groups.values())), **groups}.items()}
+    groups = {
+        name: _mean([by_source[source]["accuracy"] for source in members])
+        for name, members in SOURCES.items()
+        if all(source in by_source for source in members)
+    }
+    overall = {"overall": _mean(list(groups.values()))} if len(groups) == len(SOURCES) else {}
+    means = {name: {"accuracy": value} for name, value in (overall | groups).items()}
     every = {"all questions": accuracy(right) | {"unparsed": found.count(None)}}
     tasks = accuracy_by(right, [question["task"] for question in questions])
     return Score("CV-Bench", {**means, **by_source, **tasks, **every})

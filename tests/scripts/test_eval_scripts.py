@@ -201,6 +201,9 @@ def test_cvbench_from_its_hubs_files(run: Run, tmp_path: Path) -> None:
     row = {"type": "2D", "task": "Count", "image": image, "prompt": LISTED, "answer": "(B)"}
     sources = [("2D", "ADE20K"), ("2D", "COCO"), ("3D", "Omni3D")]
     rows = [row | {"type": kind, "source": source} for kind, source in sources]
+    parquet(data / "test" / "a.parquet", rows[:2])
+    error = run("cvbench", check=2).stderr
+    assert "has no questions whose source is Omni3D: a part of CV-Bench is missing; download the rest" in error
     parquet(data / "test" / "a.parquet", rows)
     run("cvbench")
     assert {"overall", "2D", "3D", "ADE20K", "COCO", "Omni3D"} <= set(score(data / "scores" / "llava-demo.json"))

@@ -45,6 +45,8 @@ class Benchmark:
     split: str = ""
     columns: tuple[str, ...] = ()
     """Columns of the data set's Parquet files, where these are converted first."""
+    every: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Field of a question -> values that all occur in the whole benchmark."""
     make_question: MakeQuestion | None = None
     """Converts a row with those columns."""
 
