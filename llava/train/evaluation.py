@@ -123,7 +123,8 @@ class QuestionEvaluation:
         """Asks this process's questions and counts the right answers."""
         processor, config = model.get_vision_tower().image_processor, model.config
         limits = EngineLimits(max_prefix_mib=0)  # no question is asked twice, and training needs the memory
-        engine = ChatEngine(self.tokenizer, model, processor, config.context_length, self.conv_mode, limits)
+        with warnings_only("llava.serve"):  # it would name flags of servers, at each evaluation
+            engine = ChatEngine(self.tokenizer, model, processor, config.context_length, self.conv_mode, limits)
         runner = Runner(
             engine, Sampling(temperature=0.0, max_new_tokens=MAX_NEW_TOKENS), limits=self.limits, shorten=True
         )
@@ -138,6 +139,18 @@ class QuestionEvaluation:
                     right += is_right(answer.question.text, answer.text, str(answer.question.answer))
         engine.close()
         return right
+
+
+@contextmanager
+def warnings_only(name: str) -> Iterator[None]:
+    """Mutes what a package logs below warnings."""
+    package = logging.getLogger(name)
+    before = package.level
+    package.setLevel(max(logging.WARNING, package.getEffectiveLevel()))
+    try:
+        yield
+    finally:
+        package.setLevel(before)
 
 
 def read_questions(file: Path, folder: Path, flag: str = "--eval_image_folder") -> list[Question]:

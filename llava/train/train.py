@@ -65,9 +65,6 @@ def set_up_logging(is_first: bool) -> None:
     logging.basicConfig(level=logging.INFO if is_first else logging.ERROR, format="%(message)s")
     for name in ("llava.train.throughput", "llava.train.left_out", "llava.train.evaluation", "llava.eval.run"):
         logging.getLogger(name).setLevel(logging.INFO if is_first else logging.WARNING)
-    logging.getLogger("llava.serve").setLevel(
-        logging.WARNING if is_first else logging.ERROR
-    )  # an evaluation's engine names flags of servers
 
 
 def main(argv: Sequence[str] | None = None) -> int:

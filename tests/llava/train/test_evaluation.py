@@ -90,6 +90,13 @@ def test_exact_match_is_the_share_of_right_answers(engine, questions):
     assert result == {"eval_exact_match": pytest.approx(100 * sum(right) / 12)}
 
 
+def test_the_engine_that_answers_logs_no_flags_of_servers(engine, model, questions, caplog):
+    caplog.set_level(logging.INFO)
+    make_evaluation(engine, questions[:1])(model)
+    assert "--prefix-cache-mib" not in caplog.text
+    assert logging.getLogger("llava.serve").getEffectiveLevel() == logging.INFO
+
+
 def test_processes_share_the_questions(engine, model, questions):
     parts: list[int] = []
 
