@@ -174,8 +174,9 @@ def read_base64(text: str | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> byte
         raise ImageError("an image URL where base64 text is wanted; send the file's content as base64")
     if text[:5].lower() == b"data:":
         text = text.partition(b",")[2]
-    for escape, sign in ESCAPES.items():  # each in one pass: this runs before the limits of the decoders
-        text = text.replace(escape, sign)
+    if b"%" in text:
+        for escape, sign in ESCAPES.items():  # each in one pass: this runs before the limits of the decoders
+            text = text.replace(escape, sign)
     try:
         data = base64.b64decode(text.translate(None, b" \t\r\n\v\f"), validate=True)
     except (binascii.Error, ValueError):

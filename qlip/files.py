@@ -40,11 +40,16 @@ def check_output(name: str, out: Path, inputs: Iterable[Path] = ()) -> None:
     """
     if out.is_dir():
         raise IsADirectoryError(f"{name} {out} is a folder; name a file")
-    if any(is_same_file(out, path) for path in inputs):
-        raise ValueError(f"{name} {out} is one of the files that are read; name another file to write")
+    check_not_read(name, out, inputs)
     place = next(folder for folder in out.absolute().parents if folder.exists())
     if not os.access(place, os.W_OK):
         raise PermissionError(f"{name} {out} can't be written: {place} is not writable")
+
+
+def check_not_read(name: str, out: Path, inputs: Iterable[Path]) -> None:
+    """Raises ValueError if a file to write, that of the flag or setting `name`, is one of the files that are read."""
+    if any(is_same_file(out, path) for path in inputs):
+        raise ValueError(f"{name} {out} is one of the files that are read; name another file to write")
 
 
 def is_same_file(first: Path, second: Path) -> bool:

@@ -27,16 +27,15 @@ SOURCES = "questions.sources.json"
 SHARD = re.compile(r"(?P<start>.+)-\d+-of-(?P<count>\d+)\.parquet")
 
 
-def read_records(columns: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
-    """Reads the rows of all Parquet files below a folder, in the order of the files' names.
+def read_records(columns: Sequence[str], files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Reads the rows of Parquet files, one file after the other.
 
     Raises:
-        FileNotFoundError: there is no such file, or a file of a set that its name counts is missing.
+        FileNotFoundError: a file of a set that its name counts is missing.
         ValueError: a file is not a Parquet file, or a column is missing.
     """
     from pyarrow import ArrowInvalid, parquet  # an extra
 
-    files = find_files(folder)
     check_shards(files)
     for path in files:
         try:
@@ -65,9 +64,9 @@ def find_files(folder: Path) -> list[Path]:
     return files
 
 
-def describe_files(folder: Path) -> str:
-    """Formats the Parquet files' names, sizes and times, which tell them from those of another time."""
-    stats = [(str(path.relative_to(folder)), path.stat()) for path in find_files(folder)]
+def describe_files(files: Sequence[Path], folder: Path) -> str:
+    """Formats the Parquet files' names, sizes and times: a changed set of files reads otherwise."""
+    stats = [(str(path.relative_to(folder)), path.stat()) for path in files]
     return json.dumps([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]) + "\n"
 
 
@@ -92,10 +91,11 @@ def prepare(benchmark: Benchmark, folder: Path) -> int:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    sources = describe_files(folder)
+    files = find_files(folder)
+    sources = describe_files(files, folder)
     (folder / "images").mkdir(exist_ok=True)
     questions = []
-    for number, row in enumerate(read_records(benchmark.columns, folder)):
+    for number, row in enumerate(read_records(benchmark.columns, files)):
         made = benchmark.make_question(number, row)
         content = row["image"].get("bytes") if isinstance(row["image"], dict) else row["image"]
         ending = SIGNATURES.get(content[:2]) if isinstance(content, bytes) else None
@@ -122,7 +122,7 @@ def is_prepared(folder: Path) -> bool:
     sources = folder / SOURCES
     if not (folder / "questions.jsonl").is_file() or not sources.is_file():
         return False
-    return sources.read_text(encoding="utf-8") == describe_files(folder)
+    return sources.read_text(encoding="utf-8") == describe_files(find_files(folder), folder)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -25,6 +25,9 @@ def make_question(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
     return {"question_id": number, "text": text, "category": row["type"], **kept}
 
 
+SOURCES = {"2D": ("ADE20K", "COCO"), "3D": ("Omni3D",)}
+ALL_SOURCES = tuple(source for group in SOURCES.values() for source in group)
+
 BENCHMARK = Benchmark(
     name="CV-Bench",
     script="cvbench",
@@ -37,11 +40,9 @@ BENCHMARK = Benchmark(
     labels={"--question-file": "questions.jsonl"},
     scorer="eval_cvbench",
     columns=("type", "task", "image", "prompt", "answer", "source"),
-    every={"source": ("ADE20K", "COCO", "Omni3D")},
+    every={"source": ALL_SOURCES},
     make_question=make_question,
 )
-
-SOURCES = {"2D": ("ADE20K", "COCO"), "3D": ("Omni3D",)}
 
 
 def score(questions: Sequence[Row], said: Sequence[str]) -> Score:
@@ -51,9 +52,8 @@ def score(questions: Sequence[Row], said: Sequence[str]) -> Score:
         ValueError: a source that CV-Bench does not have.
     """
     sources = [question["source"] for question in questions]
-    known = [source for group in SOURCES.values() for source in group]
-    if unknown := set(sources) - set(known):
-        raise ValueError(f"source is {min(unknown)!r}; CV-Bench has {', '.join(known)}")
+    if unknown := set(sources) - set(ALL_SOURCES):
+        raise ValueError(f"source is {min(unknown)!r}; CV-Bench has {', '.join(ALL_SOURCES)}")
     found = [chosen_letter(question, text) for question, text in zip(questions, said, strict=True)]
     right = [letter == right_letter(question, "answer") for question, letter in zip(questions, found, strict=True)]
     by_source = accuracy_by(right, sources)

@@ -110,7 +110,7 @@ def write_attributions(
 def try_to_write_attributions(
     engine: ChatEngine, asked: Conversation, images: Sequence[Image.Image], answer: str, path: Path | None
 ) -> None:
-    """Does as `write_attributions` in a chat, which goes on where the drawing fails or Ctrl-C stops it.
+    """Calls `write_attributions` in a chat, which continues if the drawing fails or Ctrl-C stops it.
 
     Raises:
         KeyboardInterrupt: Ctrl-C where questions come from a file or a pipe.

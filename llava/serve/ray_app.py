@@ -61,7 +61,7 @@ class Replica:
 
 
 class RaisingParser(OneLineParser):
-    """Raises its errors: Ray shows an exception, but not what a process of its own printed."""
+    """Raises its errors: Ray shows an exception, but not what its processes print."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; arguments are flags of python -m llava.serve.openai_api, see its --help")
@@ -80,13 +80,12 @@ def flags_of(arguments: Mapping[str, Any]) -> list[str]:
     actions = list_actions()
     flags: list[str] = []
     for given, value in arguments.items():
-        name = given.strip("-").replace("-", "_")
+        name = argument_name(given)
         if isinstance(value, str):
             value = {"true": True, "false": False}.get(value.lower(), value)
         if value is None:
             continue
-        if name in NOT_HERE:
-            raise ValueError(f"{given}: {NOT_HERE[name]}")
+        check_here(given)
         if name not in actions:
             close = get_close_matches(name, actions, 1)
             hint = f"; did you mean {close[0]}?" if close else "; arguments are named as its flags, see its --help"
@@ -95,10 +94,21 @@ def flags_of(arguments: Mapping[str, Any]) -> list[str]:
     return flags
 
 
+def argument_name(flag: str) -> str:
+    """Converts a flag, or an argument in either spelling, to the argument's name."""
+    return flag.strip("-").replace("-", "_")
+
+
+def check_here(given: str) -> None:
+    """Raises ValueError if a flag or an argument is one of `NOT_HERE`."""
+    if (name := argument_name(given)) in NOT_HERE:
+        raise ValueError(f"{given}: {NOT_HERE[name]}")
+
+
 def list_actions() -> dict[str, argparse.Action]:
     """Lists what the flags do by their names with underscores; a switch's `--no-` form is one of them."""
     actions = [action for action in make_parser(RaisingParser)._actions if action.dest != "help"]
-    return {flag.strip("-").replace("-", "_"): action for action in actions for flag in action.option_strings}
+    return {argument_name(flag): action for action in actions for flag in action.option_strings}
 
 
 def _flags_of(given: str, action: argparse.Action, value: Any) -> list[str]:
@@ -127,8 +137,7 @@ def deployment(flags: Sequence[str], replica: type[Replica] = Replica) -> serve.
         ValueError: a flag is wrong, or one of `NOT_HERE`.
     """
     for flag in flags:
-        if (name := flag.partition("=")[0].strip("-").replace("-", "_")) in NOT_HERE:
-            raise ValueError(f"{name}: {NOT_HERE[name]}")
+        check_here(flag.partition("=")[0])
     args = make_parser(RaisingParser).parse_args(flags)
     # The engine limits its queue itself and refuses more with 429; Ray Serve's own limit would let requests wait.
     accepted = args.max_batch + args.max_waiting

@@ -160,7 +160,7 @@ def list_missing(
 
 
 def refuse_missing(reason: str, missing: Sequence[str]) -> None:
-    """Raises ValueError, with a `reason` that goes on with what to give, if arguments are missing."""
+    """Raises ValueError, whose `reason` continues with what to give, if arguments are missing."""
     if missing:
         raise ValueError(f"{reason} give {' and '.join(missing)} (see place_images)")
 

@@ -147,11 +147,11 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         encoded = (mm_encoder_outputs or {}).get("image") is not None
         given = PackedImages(pixel_values, leaf_boxes, leaf_grids, image_sizes)
         images = self._pack(given, encoded or input_ids is None)
-        has_leaves = images.leaf_boxes is not None
+        _, boxes, grids, sizes = images
         new = input_ids if inputs_embeds is None else inputs_embeds
         positions = PromptPositions(position_ids, key_bias, next_positions)
-        if has_leaves:
-            positions = self._place(positions, images, input_ids, attention_mask, past_key_values)
+        if boxes is not None and grids is not None:
+            positions = self._place(positions, (boxes, grids, sizes), input_ids, attention_mask, past_key_values)
         elif encoded:
             self._refuse_unplaced(position_ids, key_bias)
         elif new is not None and (position_ids is None or not torch.compiler.is_compiling()):
@@ -176,7 +176,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             **images._asdict(),
             **kwargs,
         )
-        if position_ids is not None and (has_leaves or end is not None):
+        if position_ids is not None and (boxes is not None or end is not None):
             cache = getattr(output, "past_key_values", None) if past_key_values is None else past_key_values
             note_continuation(cache, position_ids.expand(len(output.logits), -1), key_bias, end)
         return output
@@ -260,20 +260,18 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
     def _place(
         self,
         given: PromptPositions,
-        images: PackedImages,
+        leaves: tuple[Tensor, Tensor, Any],
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         cache: Cache | None,
     ) -> PromptPositions:
-        """Computes what is not given of the positions of prompts with packed images.
+        """Computes what is not given of the positions of prompts with packed images; `leaves` as in `span_images`.
 
         Raises:
             ValueError: something is not given, and cannot be computed: there is no prompt, or part of it is cached.
         """
-        _, boxes, grids, sizes = images
-        assert boxes is not None and grids is not None  # `_pack` checks that both or neither are given
         if input_ids is None:
-            spans, _ = self.span_images(boxes, grids, sizes)
+            spans, _ = self.span_images(*leaves)
             has_positions = any(span.positions is not None for span in spans)
             has_weights = any(span.sizes is not None for span in spans)
             refuse_missing(
@@ -285,7 +283,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             return given
         if cache is not None and cache.get_seq_length():
             refuse_missing(f"{CACHED}; or", missing)
-        placed = self.place_images(input_ids, attention_mask, boxes, grids, sizes)
+        placed = self.place_images(input_ids, attention_mask, *leaves)
         if given.position_ids is None:
             given = given._replace(position_ids=placed.positions, end=placed.end)
         return given if given.key_bias is not None else given._replace(key_bias=self._bias(placed))

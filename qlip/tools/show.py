@@ -16,7 +16,7 @@ from torch import Tensor
 from qlip.command import escaped
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
-from qlip.files import is_same_file
+from qlip.files import check_not_read
 from qlip.images.pictures import check_drawing_name, find_pictures, open_picture, read_picture
 from qlip.quadtree import Leaves
 from qlip.roots import allowed_leaf
@@ -59,8 +59,7 @@ def show_leaves(args: argparse.Namespace) -> None:
     single = paths == args.images and len(paths) == 1
     out = args.out or (paths[0].with_suffix(DRAWN) if single else Path(f"sheet{DRAWN}"))
     check_drawing_name("--out", out)
-    if any(is_same_file(out, path) for path in paths):
-        raise ValueError(f"--out {out} is one of the files that are read; name another file to write")
+    check_not_read("--out", out, paths)
     if single:
         drawing, idle = show_one(paths[0], cutter, settings, args.json)
     else:

@@ -13,6 +13,7 @@ from llava.serve.http.failures import Failure, RequestError
 from llava.serve.http.replies import error_response
 from llava.serve.http.routing import route_path
 from llava.serve.workers.flags import WORKER_TOKEN_VARIABLE
+from llava.serve.workers.protocol import ANSWERS, STATUS
 
 
 def refusal(token: str | None) -> RequestError:
@@ -23,6 +24,11 @@ def refusal(token: str | None) -> RequestError:
     """
     why = "workers need the controller's secret" if token else "without a secret, workers must be on its own machine"
     return RequestError(403, "worker_refused", f"{why}: give --worker-token or ${WORKER_TOKEN_VARIABLE} to both")
+
+
+def controller_tokens(token: str | None) -> dict[str, str]:
+    """Maps the paths that a controller calls of a worker, or of a controller below it, to the token that they share."""
+    return {ANSWERS: token, STATUS: token} if token else {}
 
 
 class WorkersOnly:

@@ -29,7 +29,7 @@ from llava.serve.http.limits import RequestLimits
 from llava.serve.http.replies import error_response
 from llava.serve.http.routing import route_path
 from llava.serve.workers import protocol
-from llava.serve.workers.auth import WorkersOnly, refusal
+from llava.serve.workers.auth import WorkersOnly, controller_tokens, refusal
 from llava.serve.workers.client import HOPS, INSTANCE, MAX_SHORT
 from llava.serve.workers.dispatcher import Dispatcher
 from llava.serve.workers.protocol import ANSWERS, STATUS
@@ -83,8 +83,6 @@ def create_app(
         yield
         await dispatcher.close()
 
-    # A controller above this one calls what it calls of a worker, with the token that they share.
-    path_tokens = {ANSWERS: token, STATUS: token} if token else None
     return Starlette(
         routes=[
             Route("/health", routes.health),
@@ -97,7 +95,12 @@ def create_app(
         middleware=[
             Middleware(MemoryGuard),
             Middleware(SameOrigin),
-            Middleware(RequireKey, keys=keys, open_paths={"/health", *WORKERS_PATHS}, path_tokens=path_tokens),
+            Middleware(
+                RequireKey,
+                keys=keys,
+                open_paths={"/health", *WORKERS_PATHS},
+                path_tokens=controller_tokens(token),
+            ),
             Middleware(WorkersOnly, token=token, on_loopback=on_loopback, paths=WORKERS_PATHS),
             Middleware(BodyLimits, limits=limits or RequestLimits()),
         ],

@@ -29,6 +29,7 @@ from llava.serve.openai.app import CountedAPI, add_openai_routes
 from llava.serve.openai.chat import APISettings, qlip_of
 from llava.serve.openai.replies import CompletionUsage
 from llava.serve.workers import frames, protocol
+from llava.serve.workers.auth import controller_tokens
 from llava.serve.workers.protocol import ANSWERS, STATUS
 
 SILENCE = 4.0  # seconds after which the last frame is repeated: LLaVA's web server gives up after 10
@@ -163,10 +164,9 @@ def create_app(worker: ModelWorker, keys: Sequence[str] = (), token: str | None 
     """
     app = CountedAPI(docs_url=None, redoc_url=None, openapi_url=None)  # OpenAI's routes include these paths
     limits = worker.limits
-    path_tokens = {ANSWERS: token, STATUS: token} if token else None
     # These check the requests of all routes, OpenAI's included; the one added last runs first.
     app.add_middleware(BodyLimit, max_body=limits.max_body, timeout=limits.body_timeout)
-    app.add_middleware(RequireKey, keys=keys, path_tokens=path_tokens)
+    app.add_middleware(RequireKey, keys=keys, path_tokens=controller_tokens(token))
     app.add_middleware(SameOrigin)
     app.add_middleware(MemoryGuard)
 
