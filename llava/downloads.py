@@ -92,7 +92,7 @@ async def _fetch(url: httpx.URL, pinned: httpx.URL, host: str, limits: ImageLimi
         pinned: The same with an address for its host.
         host: For the certificate.
         limits: On bytes and seconds.
-        deadline: When the seconds are over, by `time.monotonic`.
+        deadline: When the time is up, by `time.monotonic`.
     """
     # Asks for plain bytes, since a compressed reply could unfold without bound, and uses no proxy, which would resolve
     # the name again.

@@ -1,7 +1,7 @@
 """Attention weights of one layer of a language model, from its own queries and keys, whatever its attention function.
 
-The model runs up to the layer and no further. The layer makes its queries and keys itself, so that those of a quantised
-model, of LoRA, and of any rotation and norms are right, and "sdpa", which returns no weights, works as "eager" does.
+The model runs up to the layer and no further. The layer computes its own queries and keys, so
+quantisation, LoRA, rotary embeddings and norms are respected, and "sdpa", which returns no weights, works as well.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 MAX_WEIGHTS = 2**24
-"""Attention weights that are computed at a time, 64 MiB in float32; those of more are summed in pieces."""
+"""Attention weights computed at a time, 64 MiB in float32; larger sums are computed in pieces."""
 
 _STANCE = Lock()
 """Guards torch.compiler.set_stance, which is process-wide; the holder restores the previous stance."""
@@ -59,7 +59,7 @@ def _stop_with_inputs(
     scaling: float | None = None,
     **more: Any,
 ) -> None:
-    """Takes the place of an attention function; the signature is transformers'."""
+    """Replaces an attention function; the signature is transformers'."""
     sinks, of_heads = more.get("s_aux"), isinstance(attention_mask, Tensor) and attention_mask.shape[1] > 1
     if of_heads or (sinks is not None and sinks.is_meta):
         what = "its heads have masks of their own" if of_heads else "its sinks are offloaded"
@@ -68,7 +68,7 @@ def _stop_with_inputs(
 
 
 class _ProbingConfig:
-    """A layer's configuration, but for its attention function."""
+    """A layer's configuration with another attention function."""
 
     _attn_implementation = PROBE
 
@@ -82,7 +82,7 @@ class _ProbingConfig:
 def _run_probing(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Runs an attention layer up to its attention function; returns only if it never calls one of transformers'.
 
-    A copy that shares its weights runs, so that other threads' forward passes see nothing of it.
+    Runs a copy that shares the weights, so that other threads' forward passes are unaffected.
 
     Raises:
         _LayerReached: with what the function would get.
@@ -102,7 +102,7 @@ def middle_layer(decoder: nn.Module) -> int:
 
 
 def find_layers(decoder: nn.Module) -> Any:
-    """Finds the layers of a decoder, Llama's and those of most others.
+    """Finds the layers of a decoder that names them as Llama and most others do.
 
     Raises:
         ValueError: they have another name.
@@ -126,7 +126,7 @@ def attention_on_keys(
 
     Args:
         decoder: the trunk of a language model of transformers, with `layers` as Llama's.
-        layer: which, counted from 0.
+        layer: index of the layer, from 0.
         run: calls the model on a batch of prompts without a cache.
         queries: bool (B, T): the tokens that attend; at least one in each row.
         real: bool (B, T), False on padding.
@@ -224,7 +224,7 @@ def check_followed(queries: Tensor, end: int, prompt: int) -> None:
 
 
 def in_window(distance: Tensor, window: int | None) -> Tensor:
-    """Finds where a causal model attends: bool, shaped like `distance`, which is a query's place minus a key's.
+    """Finds where a causal model attends: bool, shaped like `distance`, a query's index minus a key's.
 
     Args:
         distance: of any shape.

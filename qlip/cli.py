@@ -46,7 +46,7 @@ def make_parser(asked: str | None = None) -> argparse.ArgumentParser:
 
 
 def add_others(commands: Any, asked: str | None) -> None:
-    """Adds the other package's command that is asked for; all of them for the help or an unknown name."""
+    """Adds the requested command of another package; all of them for --help or an unknown name."""
     if asked in commands.choices:
         return
     others = {entry.name: entry for entry in entry_points(group=COMMANDS)}

@@ -20,17 +20,15 @@ from urllib.parse import unquote
 from safetensors import SafetensorError
 
 BAR_DELAY = "2"
-"""Seconds after which libraries' progress bars appear, as ours do: tqdm reads the variable as it is imported."""
+"""Seconds before libraries' progress bars appear, as for our own; tqdm reads the variable on import."""
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
+"""What a wrong flag, file or machine raises; anything else is a fault of the program and keeps its traceback."""
 
 
 def escaped(text: str) -> str:
     """Escapes what is not printable, such as a line feed, so that external text cannot forge log lines."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
-
-
-"""What a wrong flag, file or machine raises; anything else is a fault of the program and keeps its traceback."""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -121,7 +119,7 @@ def run_command(
 
 
 def is_output_closed() -> bool:
-    """Whether nobody reads the standard output any more; what is still written to it is then dropped."""
+    """Whether the reader of the standard output has gone; further output is then dropped."""
     try:
         poller, output = select.poll(), sys.stdout.fileno()
         poller.register(output, 0)

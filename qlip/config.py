@@ -169,7 +169,7 @@ class QLIPConfig:
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
-            if isinstance(value, Real) and type(value) not in (bool, int, float):  # numpy's, as of a range
+            if isinstance(value, Real) and type(value) not in (bool, int, float):  # numpy scalars, as from np.arange
                 object.__setattr__(self, name, int(value) if isinstance(value, Integral) else float(value))
         check_choice("criterion", self.criterion, Criterion)
         check_choice("geometry", self.geometry, Geometry)

@@ -1,4 +1,4 @@
-"""An RGB image -> normalised pixels on a grid of whole cells -> the leaves of its quadtree, cut out.
+"""Cuts images: RGB -> normalised pixels on a grid of whole cells -> the patches of the quadtree's leaves.
 
 Needs torch and Pillow only, so that worker processes start fast; `qlip.image_processing` wraps it for transformers.
 """
@@ -39,7 +39,7 @@ class FindLeaves(Protocol):
     """Finds the leaves of one image."""
 
     def __call__(self, settings: QLIPConfig, bounded: bool = True) -> tuple[Tensor, Leaves]:
-        """Finds its pixels, resized and normalised, and its leaves; see `partition_as` for `bounded`."""
+        """Finds the image's pixels, resized and normalised, and its leaves; see `partition_as` for `bounded`."""
 
 
 class CutOne(Protocol):
@@ -168,9 +168,9 @@ class ImageCutter:
         return self.make_finder(image)(settings)[1]
 
     def make_finder(self, image: Image.Image) -> FindLeaves:
-        """Builds what finds one image's normalised pixels and leaves under settings.
+        """Builds the function that finds one image's normalised pixels and leaves under given settings.
 
-        What several settings share is computed once: the pixels, and the noise of the image that they are resized from.
+        Work that several settings share is done once: the pixels, and the noise of the image that they come from.
         """
         original = BicubicResizer(to_rgb(image))
         return self._make_finder(original, cache(partial(self._resize, original)))

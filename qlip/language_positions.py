@@ -107,7 +107,7 @@ def _raster_positions(settings: QLIPConfig, leaves: Leaves, native_grid: int) ->
 
 
 def _token_sizes(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> Tensor | None:
-    """Computes float32 (M,): side of the square of cells that each token weighs in the language model's attention.
+    """Computes float32 (M,): side of the square of cells that each token counts as in the language model's attention.
 
     Twice its logarithm is added to the token's attention logits: s * log(size^2) for `llm_size_bias` s, and one number
     for all where `llm_weight` is "native". None where every token weighs one.
@@ -123,7 +123,7 @@ def _token_sizes(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> Tens
 
 
 def weigh(settings: QLIPConfig, sizes: Tensor, trained: int) -> Tensor | None:
-    """Computes the sides that tokens of these sides, float (M,), weigh by; None where each weighs one.
+    """Computes the weighted sides of tokens from their sides, float (M,); None where each token weighs one.
 
     Args:
         settings: `llm_size_bias` and `llm_weight` decide.

@@ -22,7 +22,7 @@ SMALL_PRODUCT = 2**18
 """Multiplications up to which BLAS computes a matrix product on the calling thread."""
 
 COMPILED_SIZES = (2, 4, 8)
-"""Sides of leaves, in cells, that compiled loops resample: each is compiled for itself, and larger leaves are few."""
+"""Sides of leaves, in cells, that compiled loops resample: each is compiled separately, and larger leaves are rare."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class CutImage:
 
 
 def check_cuts(cuts: Sequence[CutImage], thumbnail: bool, channels: int) -> None:
-    """Raises ValueError if there is no image, or one of other channels, or one that lacks a thumbnail it needs."""
+    """Raises ValueError if there is no image, or one has other channels or lacks a thumbnail that it needs."""
     if not cuts:
         raise ValueError("there is no image; give at least one")
     if wrong := next((cut.patches.shape[1] for cut in cuts if cut.patches.shape[1] != channels), None):

@@ -57,7 +57,7 @@ class QuestionCut:
 
     @property
     def unasked(self) -> CutImage:
-        """The image where no question is asked: what the scores split, and the thumbnail."""
+        """The image if no question is asked: the leaves by score, and the thumbnail."""
         return replace(self.kept, thumbnail=self.first.thumbnail)
 
     @property
@@ -137,7 +137,7 @@ class QuestionCut:
         return Leaves(torch.tensor(sorted(chosen), dtype=torch.int64), leaves.grid)
 
     def take(self, leaves: Leaves) -> CutImage:
-        """Cuts out leaves, each of which is one of `kept`, `between` or `fine`."""
+        """Collects the patches of leaves, all of which are in `kept`, `between` or `fine`."""
         wanted = _identify(leaves)
         found, patches = wanted[:0], self.kept.patches[:0]
         for cut in (self.kept, self.between, self.fine):

@@ -60,8 +60,10 @@ LONGEST = (
 Photograph = Callable[..., torch.Tensor]
 
 
-def pytest_collection_finish() -> None:
-    """Exempts all that is loaded by now from garbage collection: looking through it takes half a second each time."""
+@pytest.fixture(scope="module", autouse=True)
+def exempt_loaded_objects() -> None:
+    """Exempts from garbage collection what is loaded before each file: looking through all of it takes half a second,
+    and training does it twice a run."""
     gc.collect()
     gc.freeze()
 

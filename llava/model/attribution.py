@@ -61,7 +61,7 @@ def attribute_answer(
 def _weigh_by_gradient(
     model: Any, ids: Tensor, answered: int, images: Sequence[ImageTokens], method: Method
 ) -> list[Tensor] | None:
-    """Weighs the tokens by the gradient of the last `answered` tokens of a prompt; None where it is none or overflows.
+    """Weighs the tokens by the gradient of a prompt's last `answered` tokens; None if there is none or it overflows.
 
     Outside of inference mode; features from there are copied.
     """

@@ -140,7 +140,7 @@ def repeats_embeddings(weights: Mapping[str, Tensor], config: Mapping[str, Any])
 
 
 def separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies tensors that share memory, as those of .bin files may: safetensors takes no memory under two names."""
+    """Copies tensors that share memory, as those of .bin files may: safetensors refuses shared memory."""
     separated, seen = {}, set[int]()
     for name, tensor in weights.items():
         memory = tensor.untyped_storage()

@@ -37,7 +37,7 @@ def drop_unused(settings: GenerationConfig) -> GenerationConfig:
 
 @contextmanager
 def savable_generation(model: Any) -> Iterator[None]:
-    """Has a model's generation settings be those of `drop_unused` while it is saved."""
+    """Replaces a model's generation settings by those of `drop_unused` while it is saved."""
     before = model.generation_config
     model.generation_config = None if before is None else drop_unused(before)
     try:

@@ -1,4 +1,4 @@
-"""What classifier-free guidance (`guidance_scale`) is guided away from, where the caller does not say."""
+"""The default negative prompt of classifier-free guidance (`guidance_scale`)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def add_negative_prompt(
 ) -> dict[str, Any]:
     """Adds transformers' default of `negative_prompt_ids`, which generation from embeddings lacks.
 
-    By default transformers guides away from the last token of the prompt. It takes it from the token ids, of which
-    there are none beside embeddings.
+    By default transformers guides away from the last token of the prompt. It takes that token from the token
+    ids, which are missing when embeddings are given.
 
     Args:
         options: arguments of `generate`.

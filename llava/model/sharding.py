@@ -12,7 +12,7 @@ from torch import Tensor
 def whole_parameters(*parameters: Tensor) -> Iterator[None]:
     """Makes sharded parameters whole while the context is open; changes are those of process 0.
 
-    Every process must open it. Other parameters are as they are.
+    Every process must open it. Parameters that are not sharded are unaffected.
     """
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not sharded:

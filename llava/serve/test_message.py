@@ -19,7 +19,7 @@ from llava.serve.http.flags import API_KEY_VARIABLE, api_keys, key_text
 from llava.text import check_question, place_images
 
 CONV_MODE = "vicuna_v1"
-"""The prompt format of a model whose worker states none, or one that is not known here: LLaVA v1.5's."""
+"""LLaVA v1.5's prompt format, for models whose workers state none or one that is unknown here."""
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -114,7 +114,7 @@ def resolve_version(args: ParsedArguments) -> str:
     """Finds the prompt template that `--version` names.
 
     Raises:
-        ValueError: there is none of that name; LLaVA would train on Vicuna's without a word.
+        ValueError: there is none of that name; LLaVA would silently train on Vicuna's.
     """
     version = str(args.model.version)
     if version == UNPADDED:

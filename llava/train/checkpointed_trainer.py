@@ -80,7 +80,7 @@ class CheckpointedTrainer(Trainer):
                 save_config(model, folder, dtype)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes a checkpoint under another name and renames it: one that has its name is whole."""
+        """Writes a checkpoint under a temporary name and renames it once complete."""
         if not self.throughput.has_trained():
             return
         final = Path(super()._get_output_dir(trial))

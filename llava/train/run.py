@@ -40,7 +40,7 @@ READ_FILES = (
     PROJECTOR_FILE,
     NON_LORA_FILE,
 )
-"""What a resumed run reads of a checkpoint."""
+"""Files of a checkpoint that a resumed run reads."""
 OPTIMIZER_FILES = ("optimizer*", "global_step*")
 """What holds an optimizer's state in a checkpoint: torch's file, FSDP's file or folder, DeepSpeed's folder."""
 

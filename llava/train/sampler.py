@@ -22,7 +22,7 @@ def choose_sampler(dataset: Any, args: Any, seed: int) -> Sampler[int] | None:
         seed: of the order.
     """
     # transformers' own would open every image to count the tokens of its text, and its order is not a resumed run's.
-    by_modality = args.group_by_modality_length  # goes before the other, as in LLaVA
+    by_modality = args.group_by_modality_length  # takes precedence over the other, as in LLaVA
     by_length = args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "lengths")
     if dataset is None or not (by_length or by_modality):
         return None

@@ -160,7 +160,7 @@ def check_loaded(model: Any, result: Any) -> None:
     """Raises ValueError if a checkpoint lacked weights, with which transformers would train on after a warning.
 
     Args:
-        model: that was to get them.
+        model: the one that should have got them.
         result: what `load_state_dict` returned, or transformers' `load_sharded_checkpoint`.
     """
     tied = set(getattr(model, "all_tied_weights_keys", ()))

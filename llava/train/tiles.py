@@ -23,7 +23,7 @@ def choose_tiles(args: ParsedArguments, config: MultimodalConfig, vision: Simple
     """Brings a configuration in line with the flags on tiles, before a tower is built.
 
     Raises:
-        ValueError: tiles are joined that there are not, or their resolutions are missing.
+        ValueError: there are no tiles to join, or their resolutions are missing.
     """
     if vision is None:
         return

@@ -74,7 +74,7 @@ class ViTAdapter(ABC):
         """Projects patches (N, C, P, P) to tokens (N, D)."""
         projection = self.patch_projection
         patches = patches.to(projection.weight.dtype)
-        if type(projection) is nn.Conv2d and not _is_watched(projection):  # one product, as the convolution would give
+        if type(projection) is nn.Conv2d and not _is_watched(projection):  # the convolution as one matrix product
             return F.linear(patches.flatten(1), projection.weight.flatten(1), projection.bias)
         return projection(patches).flatten(1)
 
@@ -111,9 +111,9 @@ class ViTAdapter(ABC):
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether a module must be called to do all that it does: it has hooks, or a `forward` around its class's.
+    """Whether a module's call does more than its class's `forward`: it has hooks, or a wrapped `forward`.
 
-    The hook of `enable_input_require_grads` makes adapters train under checkpoints that are re-entered.
+    Adapters train under reentrant checkpointing only with the hook of `enable_input_require_grads`.
     """
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in vars(module)

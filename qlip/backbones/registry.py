@@ -93,7 +93,7 @@ def load_vision_model(path: str, dtype: torch.dtype | None = None) -> tuple[PreT
 
 
 def find_obstacle(model: nn.Module) -> str | None:
-    """Finds the module that keeps leaves from being this model's tokens, and says why; None if there is none."""
+    """Explains which module prevents leaves from being this model's tokens; None if none does."""
     seen = {
         type(module).__name__
         for name, module in model.named_modules()

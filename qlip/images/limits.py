@@ -231,7 +231,7 @@ def _check_tags(data: bytes) -> None:
 
 
 def check_header(file: BinaryIO) -> BinaryIO:
-    """Checks what Pillow reads of a file to find its format and size.
+    """Checks the part of a file that Pillow reads to find its format and size.
 
     Returns:
         A file that Pillow finds size and metadata in: of a PNG a copy without its pixels, else `file` itself. `file` is

@@ -56,7 +56,7 @@ class AttachedPreTrainedMixin(BuildsPlain, AttachedMixin):
 
 
 def name_arguments(forward: Any) -> Any:
-    """Makes a method of a mixin read arguments without names in the order of the model's own class."""
+    """Makes a mixin's method take positional arguments in the order of the model's own class."""
 
     @wraps(forward)
     def named(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -87,7 +87,7 @@ def check_not_part(model: nn.Module) -> None:
 
 
 def check_same_tower(tower: nn.Module, attachment: Attachment) -> None:
-    """Raises TypeError unless an attached model's tower is the one that was attached, perhaps compiled.
+    """Raises TypeError if an attached model's tower was replaced; compiling it is allowed.
 
     Another one, such as PEFT's copy for `modules_to_save`, would silently not be used.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 from qlip.integrations.subclasses import MadeSubclass, make_subclass
 
 ATTRIBUTE = "qlip_continuation"
-"""Attribute of transformers' caches that holds the note."""
+"""Attribute of transformers' caches that holds the `Continuation`."""
 
 
 class Continuation(NamedTuple):
@@ -55,7 +55,7 @@ class Continuation(NamedTuple):
 
 
 class RowsMixin(MadeSubclass):
-    """Mixed into the class of a cache with a note, which follows the rows of the keys and values."""
+    """Mixed into a cache's class: keeps the rows of its `Continuation` in step with the keys and values."""
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Puts the rows in another order, as the cache's own class does."""
@@ -79,13 +79,13 @@ class RowsMixin(MadeSubclass):
 
 @torch.compiler.disable  # compiled code can't change a class
 def _track_rows(cache: Any) -> None:
-    """Gives a cache the subclass whose notes follow its rows; other caches of its class are untouched."""
+    """Gives one cache the subclass of `RowsMixin`; other caches of its class are untouched."""
     if not isinstance(cache, RowsMixin):
         cache.__class__ = make_subclass(RowsMixin, type(cache))  # type: ignore[arg-type]
 
 
 def note_continuation(cache: Any, positions: Tensor, bias: Tensor | None, end: Tensor | None) -> None:
-    """Notes on a cache what follows the tokens of a prompt with images that was just run; text may follow them.
+    """Records on a cache what follows a prompt with images that was just run, so that text can continue it.
 
     Args:
         cache: transformers' cache; None notes nothing.

@@ -217,7 +217,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
     def _continue(self, inputs: Tensor | None, kwargs: dict[str, Any], each: int) -> None:
         """Adds positions and bias to `kwargs` for a prompt that continues a cached prompt with images.
 
-        transformers makes `each` rows of each of the prompt's.
+        transformers repeats each row of the prompt `each` times.
 
         Raises:
             ValueError: encoded images would lose their positions or attention weights.
@@ -225,7 +225,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         prompt, embeds = inputs if inputs is not None else kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         positions, bias = kwargs.get("position_ids"), kwargs.get("key_bias")
         if positions is not None and "key_bias" in kwargs:
-            return  # as an assistant gets them from the model
+            return  # an assistant model gets both from the main model
         has_images = (kwargs.get("mm_encoder_outputs") or {}).get("image") is not None
         if has_images or (embeds is not None and prompt is not None and (prompt == self.config.image_token_id).any()):
             self._refuse_unplaced(positions, bias)
@@ -265,7 +265,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         attention_mask: Tensor | None,
         cache: Cache | None,
     ) -> PromptPositions:
-        """Computes what is not given of the positions of prompts with packed images; `leaves` as in `span_images`.
+        """Fills in the missing positions of prompts with packed images; `leaves` as in `span_images`.
 
         Raises:
             ValueError: something is not given, and cannot be computed: there is no prompt, or part of it is cached.

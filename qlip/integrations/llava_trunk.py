@@ -61,14 +61,14 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
             vision_feature_layer: by default the configuration's; VipLlava also calls it `vision_feature_layers`.
             image_sizes: int64 (B, 2), heights and widths of LLaVA-NeXT's original images; whole images have their own.
             vision_feature_select_strategy: the one that keeps the patches alone, its default.
-            **kwargs: transformers' own; no attentions and hidden states can be asked for.
+            **kwargs: transformers' own; attentions and hidden states are not available.
 
         Returns:
             `pooler_output`: a list of (M_i, D), in the language model's width; in LLaVA-NeXT with newlines.
 
         Raises:
             TypeError: the tower was replaced after `attach`.
-            ValueError: the strategy is another one, or what is asked for can't be returned; or see `Attachment.cut`.
+            ValueError: another strategy, or an output that can't be returned, is requested; or see `Attachment.cut`.
         """
         for name in ("output_attentions", "output_hidden_states"):
             if kwargs.get(name):
@@ -127,7 +127,7 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
     ) -> Any:
         """Puts the images in place and runs the model's own forward pass.
 
-        Called without the model around it, it needs `position_ids` and `key_bias` from that one's `place_images`.
+        Called without the outer model, it needs `position_ids` and `key_bias` from that model's `place_images`.
 
         Raises:
             ValueError: images come without them.

@@ -17,11 +17,11 @@ UNFIT: tuple[tuple[str, Any, str], ...] = (
     ("encoder_repetition_penalty", 1.0, "transformers does not see the tokens of a prompt with images"),
     ("encoder_no_repeat_ngram_size", 0, "transformers does not see the tokens of a prompt with images"),
 )
-"""Options of `generate`, the value without effect, and why another does not go with images."""
+"""(option of `generate`, its neutral value, why other values do not work with images)."""
 
 
 def refuse_options(model: Any, options: Mapping[str, Any], assistants: type | None = None) -> None:
-    """Checks that options of `generate` go with images.
+    """Checks that options of `generate` work with images.
 
     Args:
         model: the model.
@@ -103,5 +103,5 @@ class ImagePositionsMixin:
 
 
 def _place_after(start: Tensor, positions: Tensor) -> None:
-    """Writes consecutive positions (B, N), from `start` (B,) on."""
+    """Writes consecutive positions (B, N), beginning at `start` (B,)."""
     positions.copy_(start[:, None] + torch.arange(positions.shape[1], device=positions.device))

@@ -132,7 +132,7 @@ def lay_out(tiles: NextTiles, size: HeightWidth) -> NextLayout:
 
 
 def find_image(size: HeightWidth, frame: HeightWidth) -> Box:
-    """Finds where an image lies that is fitted into `frame`, in pixels."""
+    """Finds where an image fitted into `frame` lies, in pixels."""
     like = np.broadcast_to(np.zeros((), dtype=np.uint8), (1, *size))
     height, width = get_patch_output_size(like, frame, ChannelDimension.FIRST)
     return (frame[0] - height) // 2, (frame[1] - width) // 2, height, width

@@ -107,12 +107,12 @@ def check_order(asks: Tensor, is_image: Tensor) -> None:
 
 
 def as_list(text: str | Sequence[str]) -> list[str]:
-    """Lists prompts or questions, of which a single one is given as it is."""
+    """Lists prompts or questions; a single one may be a plain string."""
     return [text] if isinstance(text, str) else list(text)
 
 
 def with_cuts(processor: ProcessorMixin, cuts: Sequence[CutImage]) -> Any:
-    """Copies a processor so that it cuts its images to `cuts`, which were cut before."""
+    """Copies a processor so that it uses `cuts`, made before, instead of cutting images."""
     given = copy.copy(processor)
     given.image_processor = copy.copy(processor.image_processor)
     given.image_processor.cut_originals = lambda images: list(cuts)

@@ -34,7 +34,7 @@ class BuildsPlain(MadeSubclass):
 
 @cache
 def make_subclass(mixin: type, base: type) -> type:
-    """Makes the subclass of `mixin` and `base`, under the name of `base`; of the same two it is the same one."""
+    """Makes the subclass of `mixin` and `base`, named like `base`; the same arguments give the same class."""
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     return type(base.__name__, (mixin, base), names)
 

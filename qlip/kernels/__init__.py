@@ -30,7 +30,7 @@ def load_loops() -> ModuleType | None:
         if numba.config.DISABLE_JIT:
             return None
         from qlip.kernels import loops
-    except (ImportError, OSError) as error:  # numba refuses a numpy that is newer than it; its library does not load
+    except (ImportError, OSError) as error:  # numba rejects newer versions of numpy, or its library does not load
         if isinstance(error, ModuleNotFoundError) and error.name == "numba":
             return None
         logger.warning("numba is installed but can't be used, so numpy cuts images, more slowly: %s", error)

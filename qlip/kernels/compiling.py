@@ -20,12 +20,12 @@ Kernel = Callable[..., Any]
 
 
 def compile_loop(function: Kernel, variant: int | str = "") -> Kernel:
-    """Compiles at the first call, without Python's lock while it runs; kept on disk where numba finds a place.
+    """Compiles at the first call; runs without the GIL, and is cached on disk where numba finds a folder.
 
     Args:
         function: what is compiled.
-        variant: tells functions apart that a factory makes under one name. Read from disk, code of one name is taken
-            for that of another, which crashes where it returns arrays.
+        variant: distinguishes functions that a factory makes under one name; otherwise numba would load the code of one
+            for another from its disk cache, which crashes where it returns arrays.
     """
     if variant:
         function.__qualname__ += f"_{variant}"

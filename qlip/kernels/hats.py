@@ -29,7 +29,7 @@ def find_cell_hats(
         floors: (C,) of each level from 1.
 
     Returns:
-        (rows, cols) of each level; None if one has pixels that are not finite, of which minima are not numpy's.
+        (rows, cols) of each level; None if a pixel is not finite, since minima then differ from numpy's.
     """
     hats = []
     for level, floor in enumerate(floors, start=1):

@@ -92,7 +92,7 @@ def _make_summary(channels: int) -> Kernel:
 def resample(
     image: np.ndarray, boxes: np.ndarray, chosen: np.ndarray, size: int, weights: np.ndarray, patches: np.ndarray
 ) -> None:
-    """Resamples leaves of `size` cells a side into their patches: to rounding the product with all weights.
+    """Resamples leaves of `size` cells a side into their patches: up to rounding, the product with all weights.
 
     This holds for finite pixels: others may also show beside the leaf's edge, where their weight is 0.
 

@@ -18,7 +18,7 @@ def find_medians(pixels: np.ndarray, step: int, down: int, across: int) -> np.nd
         pixels: uint8 (H, W, 3), contiguous.
         step: pixels from one square to the next, along rows and columns, at least 2.
         down: rows of regions, at most those of squares.
-        across: columns of regions, likewise; squares that are left over to the right and below are not looked at.
+        across: columns of regions, likewise; squares left over to the right and below are ignored.
 
     Returns:
         float64 (3, down x across).

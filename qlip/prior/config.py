@@ -123,7 +123,7 @@ class FitConfig:
             raise ValueError(f"out is {self.out}; its name must end in .safetensors")
         for name in ("epochs", "batch", "save_every"):
             check_count(name, getattr(self, name))
-        for name, least in (("steps", 1), ("largest_size", 1), ("max_tokens", 4)):  # of less no tree can be made
+        for name, least in (("steps", 1), ("largest_size", 1), ("max_tokens", 4)):  # a smaller budget allows no tree
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), least)
         for name in ("seed", "workers"):

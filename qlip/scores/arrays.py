@@ -33,7 +33,7 @@ def namespace(array: Array) -> Any:
 
 
 def empty(like: Array, *shape: int) -> Array:
-    """Makes an array of the type and device of `like`, with whatever is in memory."""
+    """Makes an uninitialised array of the type and device of `like`."""
     return like.new_empty(shape) if isinstance(like, Tensor) else np.empty(shape, like.dtype)
 
 

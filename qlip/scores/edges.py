@@ -18,7 +18,7 @@ from qlip.scores.arrays import Array, cell_max, empty, in_cells, largest, namesp
 INNER, RIGHT, RIGHT_JOINED, BOTTOM, BOTTOM_JOINED, CORNER_RIGHT, CORNER_BOTTOM, CORNER_BOTH = range(8)
 
 SUMMARY_BAND = 2**18
-"""Pixels that are summarised at once on a CPU, so that what is computed of them stays in its cache."""
+"""Pixels summarised at once on a CPU, so that intermediate results stay in its cache."""
 
 Summarise = Callable[[Array, int, int, int], Array]
 """(image, first row of pixels, last, patch size) -> the summary (8, rows, cols) of the cells between."""

@@ -110,5 +110,5 @@ def _sample_image(image: Image.Image) -> list[np.ndarray]:
 
 
 def _step(height: int, width: int) -> int:
-    """Chooses the distance between squares of 2 x 2 pixels so that about SAMPLES of them are looked at."""
+    """Chooses the distance between squares of 2 x 2 pixels so that about SAMPLES of them are used."""
     return 2 * max(1, round(((height // 2) * (width // 2) / SAMPLES) ** 0.5))

@@ -24,7 +24,7 @@ COMPILED_WINDOW = 31
 """Largest window of compiled loops, which read each of its pixels; numpy's doubling wins beyond."""
 
 HAT_BAND = 2**17
-"""Pixels that are halved or opened at once on a CPU, so that what is computed of them stays in its cache."""
+"""Pixels halved or opened at once on a CPU, so that intermediate results stay in its cache."""
 
 
 def structure_scores(image: Array, patch_size: int, levels: int, size: int, noise: Array | None = None) -> list[Array]:
@@ -140,7 +140,7 @@ def _pad(image: Array, first: int, last: int, reach: int) -> Array:
 
 
 def _open(pixels: Array, pitch: int, size: int) -> tuple[Array, Array]:
-    """Opens images whose rows of `pitch` pixels follow each other, (n,): what is complete, at its window's corner.
+    """Opens images whose rows of `pitch` pixels follow each other, (n,); keeps complete windows, each at its corner.
 
     Separable, each direction by doubling the window. Also returns memory (n,) that is free again.
     """

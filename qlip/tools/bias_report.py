@@ -66,7 +66,7 @@ def report_bias(args: argparse.Namespace) -> None:
 
 
 def make_config(args: argparse.Namespace) -> BiasConfig:
-    """Builds what is measured from the flags; a quadtree where one of its flags is given."""
+    """Builds the settings to measure from the flags; a quadtree's if one of its flags is given."""
     modes: list[Any] = args.modes or ["bilinear", "bicubic"] + (["mlp", "mlp-pure"] if args.mlp else [])
     given = {name: getattr(args, name) for name in ("alpha", "max_tokens", "criterion") if name in args}
     return BiasConfig(

@@ -31,7 +31,7 @@ SHADES = LinearSegmentedColormap.from_list("shades", ["#fafafa", "#505050"])
 """Shades of heat maps: no shade is so dark that numbers on it are hard to read."""
 GREYS = ("#000000", "#1f5fa8", "#b3541e", "#3c7d3c", "#7b4a9e", "#666666", "#a8901f", "#1fa8a0")
 MAX_BARS = 16
-"""Points of a curve whose intervals are bars; those of more points are a band."""
+"""Most points of a curve whose intervals are drawn as bars; longer curves get a band."""
 SVG: dict[Any, Any] = {"svg.hashsalt": "qlip", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}
 """The same figure has the same bytes; text stays text."""
 

@@ -27,7 +27,7 @@ DRAWN = ".leaves.png"
 TILE = 320
 """Longer side of an image in a contact sheet, in pixels."""
 MOST_TILES = 400
-"""Images in a contact sheet, which takes 150 MB then; a folder may hold any number."""
+"""Most images of a contact sheet, which then takes 150 MB; a folder may hold any number."""
 LARGEST_DRAWING = 4096
 """Longer side of a single image's drawing, in pixels, if cells of 4 pixels allow; a larger PNG takes seconds."""
 Find = Callable[[QLIPConfig], tuple[Tensor, Leaves]]
@@ -36,7 +36,7 @@ Find = Callable[[QLIPConfig], tuple[Tensor, Leaves]]
 
 @dataclass(frozen=True)
 class Idle:
-    """What changes no leaf of an image, or of several."""
+    """What has no effect on the leaves of an image, or of several."""
 
     settings: frozenset[str]
     """Names of settings that are not the default."""
@@ -46,7 +46,7 @@ class Idle:
     """The coarsest leaves take the whole budget, so that an image with detail is cut into equal pieces."""
 
     def __and__(self, other: Idle) -> Idle:
-        """Finds what changes no leaf of either's images."""
+        """Keeps what has no effect on the images of both."""
         return Idle(self.settings & other.settings, self.one_cell and other.one_cell, self.spent and other.spent)
 
 
@@ -173,7 +173,7 @@ def format_leaves(leaves: Leaves, cutter: ImageCutter) -> str:
 
 
 def find_idle(find: Find, leaves: Leaves, cutter: ImageCutter, settings: QLIPConfig) -> Idle:
-    """Finds what changes no leaf of one image."""
+    """Finds what has no effect on the leaves of one image."""
     default = QLIPConfig()
     unused = set()
     for name in (field.name for field in fields(settings)):

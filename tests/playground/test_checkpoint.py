@@ -19,7 +19,7 @@ from playground.schedules import shipped_path
 from playground.vocabulary import SIZE
 from qlip import QLIPConfig
 
-SCENES = 24
+SCENES = 16
 EMBEDDED = demo_model_path()
 ABLATION = shipped_path("joint")
 """Of the recipe `joint`, whose decoder has seen parts of the grid at gaps."""

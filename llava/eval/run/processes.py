@@ -35,7 +35,7 @@ class Processes:
     def join(cls, args: argparse.Namespace) -> Processes:
         """Joins the processes that a launcher started, and takes a GPU for this one if there are any.
 
-        They only wait for each other, over the CPU: the GPU's backend would keep it busy meanwhile.
+        They only synchronise, over the CPU: the GPU's backend would keep the GPU busy while they wait.
         """
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return cls()

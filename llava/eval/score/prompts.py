@@ -24,7 +24,7 @@ def asks(prompt: str, question: str) -> bool:
 def check_prompts(
     path: Path, answers: Mapping[Key, Row], questions: Mapping[Key, str], same: Callable[[str, str], bool] = asks
 ) -> None:
-    """Checks that answers are to these questions, as far as they repeat what was asked.
+    """Checks that answers belong to these questions, as far as they repeat the prompt.
 
     Args:
         path: the answers' file.

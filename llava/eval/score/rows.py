@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 from llava.text import check_encodable
 
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-"""Ending of a compressed table -> what opens it."""
+"""Suffix of a compressed table -> the function that opens it."""
 
 Row = dict[str, Any]
 Key = tuple[str, ...]
@@ -32,7 +32,7 @@ MISSING = frozenset(
     ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA")
     + ("NULL", "NaN", "None", "n/a", "nan", "null")
 )
-"""Cells that pandas, by which LLaVA reads tables, takes for missing by default."""
+"""Cells that pandas, with which LLaVA reads tables, treats as missing by default."""
 
 LONGEST_CELL = 2**30
 """Characters of a table's cell; MMBench's hold images as base64 text."""

@@ -101,7 +101,7 @@ class Results:
             labels: where all of the file's questions must have a label; None allows others.
 
         Raises:
-            ValueError: a question has no label, so that the score would be one of a part.
+            ValueError: a question has no label, so the score would cover only a part of the benchmark.
         """
         found = self.by("question_id") if found is None else found
         wanted = list(wanted)

@@ -20,7 +20,7 @@ class LlavaMptModel(LlavaMetaModel, MptModel):
     layers = property(lambda self: self.blocks)
 
     def build_mpt_alibi_tensor(self, num_heads: int, sequence_length: int, *args: Any, **kwargs: Any) -> Tensor:
-        """Builds the bias by distance, also for a cache with more slots than the context; what is over is cut."""
+        """Builds the bias by distance, also for a cache with more slots than the context; the surplus is cut."""
         return super().build_mpt_alibi_tensor(num_heads, 2 * sequence_length, *args, **kwargs)
 
 

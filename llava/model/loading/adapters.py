@@ -21,7 +21,7 @@ MATRIX = re.compile(r"^(?P<layer>.+)\.(?P<part>lora_(?:A|B|embedding_A|embedding
 BIAS = re.compile(r"\.lora_B\.bias$")
 PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 LANGUAGE_LAYERS = {"model.layers", "model.blocks"}
-"""Ours of Llama, Mistral and Qwen2, and of MPT."""
+"""Our names of the layers of Llama, Mistral and Qwen2, and of MPT."""
 
 
 @dataclass(frozen=True)

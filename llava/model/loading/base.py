@@ -1,4 +1,4 @@
-"""The base model that a projector or a LoRA checkpoint is on, by its folder or hub id."""
+"""Finds the base model of a projector or LoRA checkpoint."""
 
 from __future__ import annotations
 

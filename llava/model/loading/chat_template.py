@@ -36,12 +36,12 @@ RECOGNISED = (
     "mpt",
     "llava_v0",
 )
-"""Templates that checkpoints of others follow; of several that end a question alike, the first that fits is meant."""
+"""Templates that other projects' checkpoints follow; of several that end a question alike, the first match counts."""
 
 QUESTION = "What is it?"
 
 FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
-"""Where a processor keeps its chat template, in the order in which transformers looks; at last its tokenizer's."""
+"""Where a processor keeps its chat template, in the order in which transformers looks; its tokenizer's comes last."""
 
 
 def default_template(config: Any) -> str:
@@ -50,7 +50,7 @@ def default_template(config: Any) -> str:
 
 
 def choose_template(model_path: str, config: Any) -> str:
-    """Chooses the template of a checkpoint: what its config.json says, else by its type, else by its name.
+    """Chooses the template of a checkpoint from its config.json, else from its type, else from its name.
 
     Args:
         model_path: folder or hub id.
@@ -81,7 +81,7 @@ def template_by_name(model_path: str) -> str | None:
 def find_template(folder: Path, config: Any) -> str | None:
     """Finds the prompt template that a checkpoint's chat template follows; None if it has no chat template.
 
-    What tells them apart is the text between a question and its answer. System texts may differ: a checkpoint's chat
+    Templates differ in the text between a question and its answer. System texts may differ: a checkpoint's chat
     template often has none, where the template that it was trained with has one.
 
     Args:
@@ -151,7 +151,7 @@ def render_end(chat_template: str) -> str | None:
         tokens = {"bos_token": "<s>", "eos_token": "</s>"}
         try:
             texts, _ = render_jinja_template(turns, chat_template=chat_template, add_generation_prompt=True, **tokens)
-        except Exception as error:  # it is code of others, which may raise anything
+        except Exception as error:  # third-party code, which may raise anything
             logger.debug("a chat template does not take %r: %s", content, error)
             continue
         before, found, end = texts[0].rpartition(QUESTION)

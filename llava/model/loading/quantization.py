@@ -48,7 +48,7 @@ def stored_quantization(folder: Path) -> dict[str, Any]:
 
 
 def refuse_quantised(folder: Path) -> None:
-    """Raises ValueError if a checkpoint's weights are quantised: their codes are no numbers to compute with."""
+    """Raises ValueError if a checkpoint's weights are quantised: their codes are not numbers to compute with."""
     if stored_quantization(folder):
         raise ValueError(
             f"{folder} is quantised (quantization_config in config.json); give the checkpoint that it was made from"
@@ -56,7 +56,7 @@ def refuse_quantised(folder: Path) -> None:
 
 
 def base_quantization(stored: dict[str, Any]) -> dict[str, Any]:
-    """Extends how a language model is quantised to the model around it, whose other parts keep their dtype."""
+    """Extends a language model's quantisation settings to the whole model, whose other parts keep their dtype."""
     kept = stored.get("llm_int8_skip_modules") or []  # bitsandbytes' name, of 4 bits as well
     return stored | {"llm_int8_skip_modules": sorted({*kept, *UNQUANTISED})}
 

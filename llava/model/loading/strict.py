@@ -63,7 +63,7 @@ def _without_report() -> Iterator[None]:
 
 
 def weights_size(name: str | Path) -> int | None:
-    """Measures a checkpoint folder's weights in bytes; None where the name is not a folder's, so is the hub's."""
+    """Measures a checkpoint folder's weights in bytes; None where the name is a hub id, not a folder."""
     folder = Path(name)
     if not folder.is_dir():
         return None
@@ -72,7 +72,7 @@ def weights_size(name: str | Path) -> int | None:
 
 @contextmanager
 def _without_bar(size: int | None) -> Iterator[None]:
-    """Hides transformers' progress bar of weights that load in no time; `size` in bytes, None where it is not known."""
+    """Hides transformers' progress bar for weights that load quickly; `size` in bytes, None where it is not known."""
     if size is None or size >= MIN_BAR_BYTES:
         yield
         return

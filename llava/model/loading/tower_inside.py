@@ -29,7 +29,7 @@ def complete_arguments(model_class: Any, path: Any, arguments: dict[str, Any]) -
 
     Args:
         model_class: a class of `llava.model`.
-        path: of the checkpoint, folder or hub id; None where there is none.
+        path: folder or hub id of the checkpoint; None if there is none.
         arguments: a configuration among them is completed in place.
 
     Raises:
@@ -82,7 +82,7 @@ def complete_tower(config: MultimodalConfig, folder: Path, **hub: Any) -> None:
 def tower_config_inside(folder: Path, tower: str, **hub: Any) -> PreTrainedConfig | None:
     """Finds the tower's configuration if the checkpoint holds its weights, else None.
 
-    It is the published one, where the weights alone do not show it, fitted to the weights.
+    Where the weights alone do not determine it, the published configuration is fitted to them.
 
     Args:
         folder: the checkpoint.

@@ -1,4 +1,4 @@
-"""Loads weights from files into models. A weight that no file holds is an error: none is left at random."""
+"""Loads weights from files into models. A weight that no file holds is an error: none keeps random values."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def our_name(name: str) -> str:
 
 
 def llava_name(name: str) -> str:
-    """Gives a parameter LLaVA's name: its tower's weights have one more prefix than transformers' of today."""
+    """Converts a parameter's name to LLaVA's: its tower's weights have one more prefix than in today's transformers."""
     return name.replace(TOWER_PREFIX, f"{TOWER_PREFIX}vision_model.")
 
 

@@ -127,7 +127,7 @@ class VisionTower(nn.Module, ABC):
         """Writes what `load_prior` reads."""
 
     def save_files(self, folder: Path) -> None:
-        """Writes what a checkpoint that holds the tower needs besides its weights and configuration."""
+        """Writes the files that a checkpoint with this tower needs besides its weights and configuration."""
         self.native_processor.save_pretrained(folder)
         self.save_prior(folder)
 

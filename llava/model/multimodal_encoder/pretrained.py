@@ -51,9 +51,9 @@ OPENAI_CLIP = re.compile(
     | Lin-Chen/ShareGPT4V-.*vit-large336.*""",
     re.VERBOSE,
 )
-"""Names of the CLIPs that OpenAI released, of their copies and of models that were trained on from them. Others have
+"""Names of the CLIPs that OpenAI released, of their copies and of models fine-tuned from them. Others have
 other heads and activations, which the shapes do not show."""
-CLIP_HEAD_WIDTH = 64  # of all of OpenAI's
+CLIP_HEAD_WIDTH = 64  # in all of OpenAI's models
 CLIP_LAYERS = {768: 12, 1024: 24}  # width of the model -> layers of OpenAI's
 SIGLIP_HEAD_WIDTHS = {1152: 72, 1536: 96}  # width of the model -> of its heads: so400m, giant; others have CLIP's
 SIGLIP_LAYERS = {768: 12, 1024: 24, 1152: 27, 1536: 40}  # width of the model -> layers of the published ones
@@ -237,12 +237,12 @@ def load_image_processor(name: str, config: PreTrainedConfig, **hub: Any) -> Any
 
 
 def check_processor_class(name: str, values: Mapping[str, Any], processor: Any, config: PreTrainedConfig) -> None:
-    """Checks that an image processor's class prepares images as the one does that its values were loaded into.
+    """Checks that an image processor's class prepares images as `processor`, which holds its values, does.
 
-    A class that is not known is a warning where the values are those that the tower was trained with.
+    An unknown class only gives a warning if its values are those that the tower was trained with.
 
     Raises:
-        ValueError: it is not known, and its values are others.
+        ValueError: the class is unknown, and its values differ from those.
     """
     found = values.get("image_processor_type", values.get("feature_extractor_type"))
     families = PROCESSOR_CLASSES[config.model_type]

@@ -60,7 +60,7 @@ def check_counting(config: Any, settings: QLIPConfig) -> None:
 
 
 def check_flag(tower: VisionTower, flag: bool | Mapping[str, Any] | QLIPConfig | None) -> None:
-    """Checks that a loaded tower is what the flag `qlip` asks for, but for the path of its prior; None asks nothing.
+    """Checks that a loaded tower matches the flag `qlip`, except for the path of its prior; None checks nothing.
 
     Raises:
         ValueError: it is not.

@@ -78,7 +78,7 @@ class TileLayout:
     def raster(self, n: int) -> Raster:
         """The tokens that the model was trained to see of the image, for leaves to take their places.
 
-        A strip that is so thin that LLaVA keeps no row of it has one.
+        A strip so thin that LLaVA keeps no row of it counts as one row.
         """
         rows, cols = self.find_shape(n)
         return Raster(n * n, max(rows, 1), max(cols, 1))

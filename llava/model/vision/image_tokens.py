@@ -24,7 +24,7 @@ class ImageTokens:
     """Positions and weights of the N tokens."""
 
     tiles: TileLayout | TokenOrder | None = None
-    """How tiles, or leaves in their places, will be joined once they are projected; None where nothing is to join."""
+    """How tiles, or leaves in their places, are joined once they are projected; None if there is nothing to join."""
 
     def with_features(self, features: Tensor) -> ImageTokens:
         """Replaces the features, for example by the projected ones."""

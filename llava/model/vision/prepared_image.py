@@ -57,7 +57,7 @@ class PreparedImage:
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """What LLaVA's `image_sizes` says of it, (width, height); None where nothing reads it."""
+        """Its entry in LLaVA's `image_sizes`, (width, height); None if nothing reads it."""
         return None if self.tiles is None else self.tiles.original
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-CHECKS = 4  # looks at a process in the time that it may idle
+CHECKS = 4  # checks of a process within the time that it may idle
 
 
 def processor_seconds(process: int) -> float | None:

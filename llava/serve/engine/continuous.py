@@ -247,7 +247,7 @@ class ContinuousBatch:
         return self.limits.hold(lengths, growth)
 
     def _keep_limit(self) -> None:
-        """Lets requests wait, the newest first, until the limit allows the others another token."""
+        """Suspends requests, the newest first, until the limit allows the others another token."""
         while not self._hold(1, self._not_run()):
             if self._join is not None:
                 self._stop_joining()
@@ -255,9 +255,9 @@ class ContinuousBatch:
                 self._suspend(len(self._running.streams) - 1)
 
     def _make_room(self) -> bool:
-        """Frees memory: that of earlier prompts, of requests that join, or of half of the rows; false if there is none.
+        """Frees memory of earlier prompts, of joining requests or of half of the rows; false if there is none.
 
-        What is suspended continues later, its keys and values computed once more.
+        Suspended requests continue later; their keys and values are computed once more.
         """
         if self.prefixes.make_room():
             return True
@@ -277,7 +277,7 @@ class ContinuousBatch:
         return [stream for stream in self._joining if stream not in placed]
 
     def _stop_joining(self) -> None:
-        """Lets the requests that join wait."""
+        """Suspends the requests that join."""
         if self._join is not None:
             self._join.close()
         self._suspended.extendleft(reversed(self._not_run()))

@@ -30,7 +30,7 @@ from qlip.tools.heat import FULL_FRAME, Frame
 
 
 class Engine(PromptFormat, Protocol):
-    """What explaining needs of a `ChatEngine`."""
+    """The part of `ChatEngine` that explaining an answer needs."""
 
     tokenizer: Any
     model: Any

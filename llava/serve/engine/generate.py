@@ -175,7 +175,7 @@ class _RowsCancelled(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         cancelled = torch.tensor([row.cancelled.is_set() for row in self.rows], device=input_ids.device)
-        return cancelled.repeat_interleave(len(input_ids) // len(self.rows))  # of candidates there are more than beams
+        return cancelled.repeat_interleave(len(input_ids) // len(self.rows))  # there are more candidates than beams
 
 
 def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens], padding_id: int) -> None:

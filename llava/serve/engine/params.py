@@ -12,7 +12,7 @@ from qlip.config import check_count
 
 ALL_TOKENS = -1  # a `top_k` that keeps all tokens, as 0 does
 MAX_LOGPROBS = 20  # alternatives listed with each token
-GROWTH = 64  # tokens by which answers may grow, after a request has joined, before one of them has to wait
+GROWTH = 64  # tokens that answers may grow by after a request has joined before one of them has to wait
 
 INTEGERS = {"num_beams", "max_new_tokens", "seed", "top_k", "logprobs"}  # fields of `Sampling`
 MAY_BE_NONE = {"top_p", "seed", "repetition_penalty", "logprobs"}
@@ -80,7 +80,7 @@ class Sampling:
                 raise TypeError(f"{name} is {value!r}; it must be {words}")
 
     def shorten(self, most: int) -> Sampling:
-        """Reduces the longest answer to `most` tokens, what a context leaves; at least one is asked for."""
+        """Limits the answer to the `most` tokens that a context leaves, but never to less than one."""
         return replace(self, max_new_tokens=min(self.max_new_tokens, max(1, most)))
 
     @property
@@ -108,7 +108,7 @@ class EngineLimits:
     runs alone. Where requests do not join a running batch, only their prompts count."""
     max_join_tokens: int = 1024
     """Largest number of tokens that joining requests may encode or run between two tokens of the running answers.
-    Images and longer prompts are worked off in pieces of that size. So are the first passes of questions that decide
+    Images and longer prompts are processed in pieces of that size. So are the first passes of questions that decide
     what is split (`budget="question"`), also where requests do not join; there a single prompt is one piece, however
     long it is."""
     max_prefix_mib: int | None = None

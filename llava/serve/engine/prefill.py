@@ -52,7 +52,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id"), (None,)),  # 0 is a token
     "guidance_scale": (None, 1),
 }
-"""Values of these fields by which it does not; those of the others are None, 0, False and what is empty."""
+"""Values of these fields with which it does not; for the other fields None, 0, False and empty values."""
 
 
 CHANGING_ROTATIONS = ("dynamic", "longrope")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-BLOCK = 64  # tokens by which slots grow at least
-ROW_BLOCK = 4  # rows by which they do
+BLOCK = 64  # least number of tokens by which slots grow
+ROW_BLOCK = 4  # least number of rows by which they grow
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """One row's keys and values in each layer, (H, T, D) both."""

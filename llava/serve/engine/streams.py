@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Stream:
-    """An answer between two of its tokens: all that its next token depends on, but the keys and values."""
+    """An answer between two of its tokens: all that its next token depends on, except the keys and values."""
 
     row: Row
     """Its prompt, and where its tokens go."""
@@ -94,7 +94,7 @@ class TokenChooser:
 
 
 def run_to_end(work: Generator[None, None, T]) -> T:
-    """Does some work without a pause between its pieces."""
+    """Runs a generator of work to its end without pauses, and returns its result."""
     while True:
         try:
             next(work)

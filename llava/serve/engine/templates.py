@@ -31,7 +31,7 @@ def guess_template(model_name: str) -> str:
 def warn_of_guess(model_path: str, config: Any, conv_mode: str) -> None:
     """Warns once if a checkpoint names no template and LLaVA, or its tokenizer, would use another one than `conv_mode`.
 
-    LLaVA's guess "llava_v1" is none: LLaVA-1.5 was trained with "vicuna_v1", and LLaVA's evaluation scripts pass that.
+    LLaVA's guess "llava_v1" does not count: LLaVA-1.5 was trained with "vicuna_v1", as its evaluation scripts state.
     A tokenizer's chat template is its language model's, which LLaVA may have been trained with or not.
 
     Args:

@@ -74,7 +74,7 @@ def explain(error: BaseException) -> Failure:
 
 
 def explain_routing(status: int, method: str, detail: str) -> Failure:
-    """Words what a router refuses: no such path (404), a path that takes other methods (405), or by its `detail`."""
+    """Describes a router's refusal: an unknown path (404), an unsupported method (405), or its `detail`."""
     if status == 404:
         return Failure(404, "not_found", "there is nothing under this path")
     if status == 405:

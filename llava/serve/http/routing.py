@@ -8,7 +8,7 @@ from starlette.types import Scope
 def route_path(scope: Scope) -> str:
     """Removes the prefix under which the application is mounted, such as Ray Serve's `route_prefix`, from the path.
 
-    By the rule by which Starlette chooses the route.
+    This is the rule by which Starlette matches routes.
     """
     path, prefix = scope["path"], scope.get("root_path", "")
     if not prefix or not path.startswith(prefix):

@@ -40,7 +40,7 @@ MAX_TOKENS = 4096
 MAX_FRAME = 2**20  # bytes; every frame repeats the prompt
 CONNECT = 10.0  # seconds to reach the controller
 SILENCE = 300.0  # seconds that an answer may pause, including its time in the queue
-CONV_MODE = "vicuna_v1"  # of models whose workers state none, or one that is not known here: LLaVA v1.5's
+CONV_MODE = "vicuna_v1"  # LLaVA v1.5's, for models whose workers state none or one unknown here
 
 KINDS = {ErrorCode.WORKER: "worker_failed", ErrorCode.NO_WORKER: "no_worker", ErrorCode.UNREACHABLE: "unreachable"}
 

@@ -15,7 +15,7 @@ LIKE, DISLIKE, REPORT = "Like", "Dislike", "Report"
 KINDS = {True: "upvote", False: "downvote", REPORT: "flag"}
 """What the chatbot reports of a click -> the type in LLaVA's log."""
 MAX_BYTES = 2**26
-"""Size of a day's file from which nothing more is written: any visitor can write to it."""
+"""Largest size of a day's file, since any visitor can add to it."""
 
 
 class FeedbackLog:

@@ -34,7 +34,7 @@ class PictureHolders:
     """The visitors whose pictures are kept; beyond `most` of them, the one idle longest is dropped.
 
     Gradio bounds the number of all sessions, also of those without a picture: requests that come without a browser
-    make one each, and would throw real visitors out.
+    make one each, and would evict real visitors.
     """
 
     def __init__(self, most: int = MAX_VISITORS) -> None:

@@ -220,7 +220,7 @@ async def _pieces(body: bytes) -> AsyncIterator[bytes]:
 
 
 def _explain_missing_status(name: str, error: Exception) -> RequestError:
-    """Explains why a worker's status is not known, for the one who registered it."""
+    """Explains why a worker's status is unknown, to whoever registered it."""
     if isinstance(error, httpx.HTTPStatusError):
         status = error.response.status_code
         if status in (401, 403):

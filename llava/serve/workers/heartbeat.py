@@ -55,7 +55,7 @@ class Registration:
     async def stop(self) -> None:
         """Stops the heartbeats and unregisters the worker, so that the controller sends it no more requests.
 
-        A heartbeat that is on its way ends first: registering, it would otherwise come to the controller afterwards.
+        A heartbeat in flight ends first; otherwise it could register the worker again afterwards.
         """
         if self._task is not None:
             with suppress(TimeoutError):
@@ -101,7 +101,7 @@ class Registration:
                 reached = False
                 await asyncio.sleep(min(pause, self.interval))
                 pause *= 2
-            except Exception:  # a fault of this worker, which the next heartbeat need not meet
+            except Exception:  # a fault of this worker, which may not recur at the next heartbeat
                 logger.exception("a heartbeat failed; trying again")
                 await asyncio.sleep(self.interval)
 

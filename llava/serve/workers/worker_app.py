@@ -80,7 +80,7 @@ class ModelWorker:
         return frames.FrameStream(reply.frames(self.stream_interval, self.silence), reply.finish)
 
     def _check_model(self, name: str) -> None:
-        """Raises RequestError if a request names a model, and it is not this worker's, as after a restart with another.
+        """Raises RequestError if a request names a model that this worker does not serve, as after a restart.
 
         LLaVA's clients name it in every request; one without a name is answered.
         """

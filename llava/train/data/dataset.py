@@ -36,7 +36,7 @@ PATCH_SIZE = 14
 
 
 def preprocess_multimodal(sources: Sequence[Sequence[Turn]], data_args: Any, images: int = 1) -> list[list[Turn]]:
-    """Brings the `<image>` of conversations to where the template has them.
+    """Moves the `<image>` tags of conversations to where the template has them.
 
     A turn's tag moves to its front, followed by a line break; several are one. Only in a sample of several images a
     turn with several tags keeps them where they are.

@@ -10,8 +10,8 @@ from pathlib import Path
 def make_finder(folder: Path) -> Callable[[str], bool]:
     """Makes a function that checks whether a path, absolute or relative to `folder`, exists.
 
-    What a listing lacks is looked for itself: names may differ in case where the file system ignores it, and a folder
-    may be read by path alone.
+    A name that a listing lacks is checked by itself: the file system may ignore case, and a folder may be readable by
+    path alone.
     """
     listed: dict[str, frozenset[str]] = {}
 

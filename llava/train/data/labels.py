@@ -75,8 +75,8 @@ def check_turns(turns: Sequence[Turn]) -> None:
 def build_pieces(turns: Sequence[Turn], template: Conversation) -> list[PromptPiece]:
     """Builds the prompt of a conversation: the text of `Conversation.get_prompt`, where no answer is empty.
 
-    "Plain" templates are the exception: the question's text is dropped, and no separator follows its images. Of an
-    empty answer its end is trained on.
+    "Plain" templates are the exception: the question's text is dropped, and no separator follows its images. Of
+    an empty answer only its end is trained on.
 
     Args:
         turns: see `encode_conversation`.

@@ -101,7 +101,7 @@ class Share(NamedTuple):
     too_long: int
     """How many are longer than the context."""
     reason: str
-    """Why the first that can't be used can't; empty if all can."""
+    """Why the first unusable sample can't be used; empty if all can."""
 
 
 def _measure_share(dataset: Any, indices: Lengths, workers: int, gather: Gather, shows_progress: bool) -> Share:

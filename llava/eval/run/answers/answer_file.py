@@ -22,7 +22,7 @@ PER_ROW = ("index", "image", "image_hash", "text", "image_size", "visual_tokens"
 """Fields of a row's metadata that depend on its question; all others are the run's settings."""
 
 COMPARED = 64
-"""Most answers whose pictures are compared with those of the folder: enough to tell another set of pictures."""
+"""Most answers whose pictures are compared with those of the folder: enough to detect another set of pictures."""
 
 ADVICE = "give another --answers-file, or start over with --no-resume"
 

@@ -32,7 +32,7 @@ class Rows:
     """The lines of these rows, as the file has them."""
 
     whole: bool
-    """Whether the file holds nothing else, so that a row may be appended as it is."""
+    """Whether the file holds nothing else, so that a row can simply be appended to it."""
 
 
 def read_rows(path: Path, kind: str, is_row: Callable[[Row], bool], is_row_start: Callable[[bytes], bool]) -> Rows:

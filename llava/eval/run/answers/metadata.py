@@ -102,7 +102,7 @@ def hash_files(files: list[Path]) -> str:
 
 
 def _version(package: str) -> str | None:
-    """Reads a package's version; None where it is not installed, as this one may run from its source folder."""
+    """Reads a package's version; None if it is not installed, as ours may not be when it runs from a source folder."""
     try:
         return version(package)
     except PackageNotFoundError:

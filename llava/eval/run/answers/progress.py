@@ -11,7 +11,7 @@ from llava.eval.run.answers.jsonl import Row
 
 
 class Progress:
-    """Shows speed, tokens saved against the uniform grid, and the time left, once a run takes two seconds."""
+    """Shows speed, tokens saved against the uniform grid, and the time left, after the first two seconds."""
 
     def __init__(self, total: int, show: bool) -> None:
         every = 0.1 if sys.stderr.isatty() else 30.0  # a log file needs no animation

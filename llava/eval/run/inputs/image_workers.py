@@ -75,7 +75,7 @@ class ImageQueue:
         self._threads_before: int | None = None
 
     def begin(self) -> None:
-        """Prepares the first images, then starts the workers that the others are worth, and a thread until they are up.
+        """Prepares the first images, then starts as many workers as pay off, and a thread that helps until they are up.
 
         PyTorch and Pillow compute without Python's lock, so the thread prepares while the model answers.
         """
@@ -89,10 +89,10 @@ class ImageQueue:
         self._thread.start()
 
     def next(self) -> Any:
-        """Gets the next image; prepares images here as long as it is not ready.
+        """Gets the next image; prepares images in this process until it is ready.
 
         Raises:
-            StopIteration: there is none, or an image before it has failed.
+            StopIteration: there are no more images, or an earlier one failed.
             RuntimeError: a worker died, or its memory ran out.
             Others: what preparing this image raised, here or in a worker.
         """
@@ -234,7 +234,7 @@ def work(queue: Connection, prepare: Prepare) -> None:
 
 
 def prepare_all(queue: Connection, prepare: Prepare) -> None:
-    """Says that it is up, and prepares images that come through a pipe until it is closed."""
+    """Reports that this worker is up, then prepares images from a pipe until it is closed."""
     with suppress(EOFError, BrokenPipeError):
         queue.send(None)
         while True:
@@ -253,7 +253,7 @@ def make_portable(error: Exception) -> Exception:
     """Makes an error that can be sent to another process: itself, or one with its type's name and its message."""
     if ran_out_of_memory(error):
         return RuntimeError("a worker that prepares images ran out of memory; use fewer --workers")
-    with suppress(Exception):  # whatever its class raises as it is built again
+    with suppress(Exception):  # unpickling may raise anything
         if str(pickle.loads(pickle.dumps(error))) == str(error):
             return error
     return RuntimeError(f"{type(error).__name__}: {error}")

@@ -38,8 +38,8 @@ def prepare_ahead(preparer: PreparePicture, sources: Sequence[Source], workers: 
         A `PreparedImage` or `Unreadable` for each source.
 
     Raises:
-        RuntimeError: a worker died, say for lack of memory.
-        Others: what the preparer raised, in the image's place.
+        RuntimeError: a worker died, perhaps for lack of memory.
+        Others: what the preparer raised, when it is that image's turn.
     """
     if workers == 0 or not sources:
         return map(preparer, sources)
@@ -51,7 +51,7 @@ def prepare_ahead(preparer: PreparePicture, sources: Sequence[Source], workers: 
 
 @dataclass(frozen=True)
 class Packing:
-    """Prepares images as `pack` gives them: arrays travel between processes without a file handle each."""
+    """Prepares images in the form of `pack`: arrays travel between processes without a file handle each."""
 
     prepare: PreparePicture
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,10 +75,10 @@ def test_question_and_comparison_are_in_view_at_every_size_and_axe_finds_nothing
     visitor.page.emulate_media(color_scheme="light")
 
 
-@pytest.mark.parametrize("width", [320, 375, 768, 1200, 1280])
-def test_no_choice_of_a_view_or_a_way_is_cut_off(come: Callable[..., Visitor], width: int) -> None:
-    visitor = come((width, 800)).sees_a_picture()
-    for switch in ("#view", "#way"):
+def test_no_choice_of_a_view_or_a_way_is_cut_off(come: Callable[..., Visitor]) -> None:
+    visitor = come().sees_a_picture()
+    for width, switch in itertools.product((320, 375, 768, 1200, 1280), ("#view", "#way")):
+        visitor.page.set_viewport_size({"width": width, "height": 800})
         box = visitor.at(f"{switch} .wrap").last.bounding_box()
         labels = [label.bounding_box() for label in visitor.at(f"{switch} label").all()]
         assert len(labels) >= 3
@@ -189,16 +190,16 @@ def test_the_chosen_colours_are_kept_and_otherwise_the_system_s_are_followed(com
     visitor.page.emulate_media(color_scheme="light")
 
 
-@pytest.mark.parametrize("name", ["picture", "seen"])
-def test_full_screen_fills_a_phone(come: Callable[..., Visitor], name: str) -> None:
+def test_full_screen_fills_a_phone(come: Callable[..., Visitor]) -> None:
     visitor = come(PHONE).sees_a_picture()
-    visitor.at(f"#{name}").get_by_label("Fullscreen").click()
-    expect(visitor.at(f"#{name}")).to_have_class(re.compile("fullscreen"))
-    fills = """([selector, width, height]) => {
-        const { x, y, width: across, height: down } = document.querySelector(selector).getBoundingClientRect();
-        return x === 0 && y === 0 && across === width && down === height; }"""
-    visitor.page.wait_for_function(fills, arg=[f"#{name}", *PHONE])  # it grows for a moment
-    at_bottom = f"([x, y]) => document.querySelector('#{name}').contains(document.elementFromPoint(x, y))"
-    assert visitor.page.evaluate(at_bottom, [PHONE[0] / 2, PHONE[1] - 20])  # the question bar lies below
-    visitor.at(f"#{name}").get_by_label("Exit fullscreen mode").click()
-    expect(visitor.at("#question textarea")).to_be_in_viewport(ratio=1)
+    for name in ("picture", "seen"):
+        visitor.at(f"#{name}").get_by_label("Fullscreen").click()
+        expect(visitor.at(f"#{name}")).to_have_class(re.compile("fullscreen"))
+        fills = """([selector, width, height]) => {
+            const { x, y, width: across, height: down } = document.querySelector(selector).getBoundingClientRect();
+            return x === 0 && y === 0 && across === width && down === height; }"""
+        visitor.page.wait_for_function(fills, arg=[f"#{name}", *PHONE])  # it grows for a moment
+        at_bottom = f"([x, y]) => document.querySelector('#{name}').contains(document.elementFromPoint(x, y))"
+        assert visitor.page.evaluate(at_bottom, [PHONE[0] / 2, PHONE[1] - 20])  # the question bar lies below
+        visitor.at(f"#{name}").get_by_label("Exit fullscreen mode").click()
+        expect(visitor.at("#question textarea")).to_be_in_viewport(ratio=1)

@@ -81,19 +81,18 @@ def test_a_number_field_keeps_what_was_typed_and_takes_the_nearest_value_allowed
     expect(number).to_have_value("0.5")
 
 
-@pytest.mark.parametrize(("typed", "shown"), [("-5", "1"), ("99999", "1920"), ("3.7", "4"), ("", "30")])
-def test_what_a_number_field_does_not_allow_becomes_the_nearest_value_or_the_last(
-    come: Callable[..., Visitor], typed: str, shown: str
-) -> None:
+def test_what_a_number_field_does_not_allow_becomes_the_nearest_value_or_the_last(come: Callable[..., Visitor]) -> None:
     """Typed key by key, so that "999" on the way to "99999" is not taken for what was meant."""
     visitor = come().sees_a_picture()
     number = visitor.at("#budget input[type=number]")
-    number.fill("30")
-    expect(visitor.at("#meter strong")).not_to_have_text("79")
-    number.fill("")
-    number.press_sequentially(typed)
-    number.blur()
-    expect(number).to_have_value(shown)
+    for typed, shown in (("-5", "1"), ("99999", "1920"), ("", "30"), ("3.7", "4")):
+        number.fill("30")
+        number.blur()
+        expect(number).to_have_value("30")
+        number.fill("")
+        number.press_sequentially(typed)
+        number.blur()
+        expect(number).to_have_value(shown)
     visitor.ask(QUESTION)
     expect(visitor.at("#spent")).to_contain_text("in total")
     expect(visitor.at("#spent strong").first).to_have_text(visitor.at("#meter strong").inner_text())

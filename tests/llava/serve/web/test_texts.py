@@ -267,15 +267,16 @@ def test_what_a_controller_says_is_never_rendered(come: Callable[..., Visitor]) 
         visitor.page.close()
 
 
-@pytest.mark.parametrize("size", [(1400, 900), (1024, 800), PHONE])
 def test_long_texts_stay_within_the_window(
-    come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+    come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    visitor = come(size).sees_a_picture()
+    visitor = come().sees_a_picture()
     talks(engine, monkeypatch, "<b>" * 60 + " done")
     visitor.ask("x<" * 200)
     expect(visitor.answer).to_contain_text("done")
-    assert visitor.overflow() == []
-    assert visitor.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    for width, height in ((1400, 900), (1024, 800), PHONE):
+        visitor.page.set_viewport_size({"width": width, "height": height})
+        assert visitor.overflow() == []
+        assert visitor.page.evaluate("document.documentElement.scrollWidth") <= width
     visitor.at("#stop").click()
     assert becomes_idle(engine)
