@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, check_outputs, parse_and_run
-from llava.eval.score.rows import read_answers
+from llava.eval.score.rows import find_texts, read_answers, read_labelled
 from llava.eval.score.score import write_json
 
 
@@ -16,8 +16,16 @@ def convert(args: argparse.Namespace) -> None:
     """Writes one object of question -> answer, by MM-Vet's name for a question: "v1_0", which LLaVA's file calls 0."""
     check_outputs(args, "dst")
     answers = read_answers(args.src)
-    write_json(args.dst, {f"v1_{key[0].removeprefix('v1_')}": row["text"] for key, row in answers.items()})
-    print(f"{args.dst}: {len(answers)} answers")
+    if args.question_file is not None:
+        find_texts(read_labelled(args.question_file, ()), answers, args.src)
+    named: dict[str, str] = {}
+    for (number,), row in answers.items():
+        name = f"v1_{number.removeprefix('v1_')}"
+        if name in named:
+            raise ValueError(f"{args.src} answers {name} twice, as {name!r} and as {name.removeprefix('v1_')!r}")
+        named[name] = row["text"]
+    write_json(args.dst, named)
+    print(f"{args.dst}: {len(named)} answers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="convert_mmvet_for_eval", description="Write the file that MM-Vet's judge takes.")
     parser.add_argument("--src", type=Path, required=True, help="answers, as the runner writes them")
     parser.add_argument("--dst", type=Path, required=True, help="file to write")
+    parser.add_argument("--question-file", type=Path, help="questions, each of which must have an answer")
     return parse_and_run(parser, convert, argv)
 
 

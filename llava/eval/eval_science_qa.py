@@ -51,9 +51,15 @@ PROBLEM_TEXTS = ("question", "hint", "lecture", "solution")
 
 
 def predictions(problems: Mapping[str, Row], said: Mapping[str, str], options: str) -> dict[str, int]:
-    """Reads the index of the choice that each problem's answer names; -1 where there is none."""
+    """Reads the index of the choice that each problem's answer names; -1 if there is none.
+
+    Raises:
+        ValueError: a problem has more choices than there are letters.
+    """
     found = {}
     for name, problem in problems.items():
+        if (count := len(problem["choices"])) > len(options):
+            raise ValueError(f"problem {name!r} has {count} choices; --options names {len(options)} letters, {options}")
         letter = option_letter(said[name], dict(zip(options, problem["choices"], strict=False)))
         found[name] = -1 if letter is None else options.index(letter)
     return found

@@ -33,12 +33,13 @@ BENCHMARK = Benchmark(
 )
 
 KINDS = ("image", "video")
+LETTERS = "ABCD"
 FIELDS = ("answer", "data_type", "question_type_id", "choice_a", "choice_b", "choice_c", "choice_d")
 
 
 def chosen_choice(question: Row, text: str) -> str | None:
     """Reads the letter that an answer chooses; None where it chooses none."""
-    return option_letter(text, {letter: str(question[f"choice_{letter.lower()}"]) for letter in "ABCD"})
+    return option_letter(text, {letter: str(question[f"choice_{letter.lower()}"]) for letter in LETTERS})
 
 
 def score(questions: Sequence[Row], types: Mapping[int, str], said: Sequence[str]) -> Score:
@@ -50,7 +51,7 @@ def score(questions: Sequence[Row], types: Mapping[int, str], said: Sequence[str
         said: The model's answers, in the same order.
     """
     letters = [chosen_choice(row, text) for row, text in zip(questions, said, strict=True)]
-    right = [letter == right_letter(row, "answer") for row, letter in zip(questions, letters, strict=True)]
+    right = [letter == right_letter(row, "answer", LETTERS) for row, letter in zip(questions, letters, strict=True)]
     rows = {
         "all": accuracy(right) | {"unparsed": letters.count(None)},
         **accuracy_by(right, [row["data_type"] for row in questions]),

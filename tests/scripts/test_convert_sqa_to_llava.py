@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scripts import convert_mmvet_for_eval, convert_sqa_to_llava
-from tests.llava.eval.files import write_answers, write_json
+from tests.llava.eval.files import write_answers, write_json, write_rows
 
 PROBLEMS = {
     "7": {
@@ -114,3 +114,21 @@ def test_mm_vet_gets_an_answer_by_its_own_name_of_the_question(tmp_path: Path) -
     before = answers.read_bytes()
     assert convert_mmvet_for_eval.main(["--src", str(answers), "--dst", str(answers)]) == 2
     assert answers.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "words"),
+    [
+        ({0: "A cat.", "v1_0": "2"}, (0,), "answers v1_0 twice, as 'v1_0' and as '0'"),
+        ({0: "A cat."}, (0, 1), "lacks the answers to 1 of 2 questions, for example '1'"),
+    ],
+)
+def test_mm_vet_gets_one_answer_to_each_question(
+    tmp_path: Path, capsys: Any, said: dict[Any, str], asked: tuple[int, ...], words: str
+) -> None:
+    answers = write_answers(tmp_path / "a.jsonl", said)
+    questions = write_rows(tmp_path / "q.jsonl", [{"question_id": name, "text": "?"} for name in asked])
+    flags = ["--src", str(answers), "--dst", str(tmp_path / "out.json"), "--question-file", str(questions)]
+    assert convert_mmvet_for_eval.main(flags) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()

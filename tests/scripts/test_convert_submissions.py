@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scripts import (
     convert_gqa_for_eval,
     convert_mmbench_for_submission,
+    convert_mmvet_for_eval,
     convert_seed_for_submission,
     convert_vizwiz_for_submission,
     convert_vqav2_for_submission,
@@ -122,3 +124,25 @@ def test_an_answer_that_excel_would_not_take_as_text_is_written_as_text(tmp_path
     assert (error.value, error.data_type) == ("#N/A", "s")
     sheet = openpyxl.load_workbook(mmbench_upload(tmp_path, "=B\x0b"), data_only=True).active
     assert sheet["H2"].value == "=B"
+
+
+@pytest.mark.parametrize(
+    ("convert", "flags"),
+    [
+        (convert_gqa_for_eval, ["--src", "{}", "--dst", "out"]),
+        (convert_mmvet_for_eval, ["--src", "{}", "--dst", "out"]),
+        (
+            convert_vizwiz_for_submission,
+            ["--annotation-file", "{}", "--result-file", "{}", "--result-upload-file", "out"],
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_questions_are_not_submitted_as_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], convert: Any, flags: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    questions = write_rows(tmp_path / "q.jsonl", [{"question_id": "1", "image": "a.jpg", "text": "Is it?"}])
+    assert convert.main([flag.format(questions) for flag in flags]) == 2
+    assert "q.jsonl:1 is a question, not an answer; give the file of answers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from llava.eval.score.parse import find_listed_options, letters, option_letter
@@ -16,11 +16,13 @@ Scorer = Callable[[Sequence[Row], Sequence[str]], Score]
 
 
 def chosen_letter(question: Row, text: str) -> str | None:
-    """Reads the letter that an answer chooses; None where it chooses none.
+    """Reads the letter that an answer chooses; None if it chooses none."""
+    return option_letter(text, find_options(question))
 
-    The options are those that the question lists, or the letters A to F where it lists none.
-    """
-    return option_letter(text, find_listed_options(question["text"]) or letters(6))
+
+def find_options(question: Row) -> dict[str, str]:
+    """Finds the options that a question lists, or the letters A to F without text if it lists none."""
+    return find_listed_options(question["text"]) or letters(6)
 
 
 def label_letter(label: str) -> str:
@@ -28,16 +30,23 @@ def label_letter(label: str) -> str:
     return label.strip().strip("().").upper()
 
 
-def right_letter(question: Row, field: str) -> str:
+def right_letter(question: Row, field: str, options: Iterable[str] | None = None) -> str:
     """Reads the letter of a question's right option.
+
+    Args:
+        question: with the label in `field`.
+        field: name of the label's field.
+        options: letters of the options; by default those of `find_options`.
 
     Raises:
         ValueError: the field holds something else.
     """
-    letter = label_letter(question[field])
-    if letter not in letters(26):
+    letter, allowed = label_letter(question[field]), list(options or find_options(question))
+    if letter not in allowed:
         name, value = question.get("question_id"), question[field]
-        raise ValueError(f"question {name!r}: {field} is {value!r}; it must be an option's letter, such as 'B'")
+        raise ValueError(
+            f"question {name!r}: {field} is {value!r}; it must be an option's letter, one of {', '.join(allowed)}"
+        )
     return letter
 
 

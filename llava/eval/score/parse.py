@@ -71,6 +71,8 @@ _LEADING = re.compile(
 )
 _ALONE = re.compile(_LETTER)
 _LISTED = re.compile(r"^\s*\(?([A-Z])[).:][^\S\n]*(.+?)\s*$", re.MULTILINE)
+_HEADING = re.compile(r"\b(?i:options|choices)\b[^.;!?\n]{0,60}?[:=]")
+"""Before a list of options; it declares none of them."""
 _DENIED = re.compile(r"(?:\b(?:not|no|without|neither|nor)|n['’]t)\s+(?:(?:an?|the)\s+)?\Z|(?:不是|没有|并非|而非)\Z")
 
 # Letters, digits and signs of full width, as Chinese keyboards give them.
@@ -87,7 +89,8 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     2. It is a letter with its option's text ("(B) a cat").
     3. It is several letters ("A, B"), which choose none.
     4. It declares a letter ("the answer is B", "I choose B", "B is correct", "答案是B"); the last one counts.
-    5. It begins with a letter ("B. a cat", "B" on a separate line), or its last line is one.
+    5. It begins with a letter ("B. a cat", "B" on a separate line), and does not repeat several options with their
+       letters ("A. a cat B. a dog"), or its last line is one.
     6. It is an option's text, except for a leading article.
     7. Exactly one option's letter is alone in it.
     8. Exactly one option's text is in it.
@@ -114,10 +117,11 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
         named = set(re.findall("[A-Z]", text))
         return named.pop() if len(named) == 1 and named <= options.keys() else None
     left = _RULED_OUT.sub(_GONE, _without_texts(text, options))
-    single = _without_ties(left, options)
-    if stated := _declared(single, options) or _at_an_end(single, options):  # rules 4 and 5
+    single, said = _without_ties(left, options), _plain(text)
+    is_list = _repeats_options(said, texts)
+    declared = _declared(_HEADING.sub(_GONE, single) if is_list else single, options)
+    if stated := declared or _at_an_end(single, options, is_list):  # rules 4 and 5
         return stated
-    said = _plain(text)
     for form in (str, _without_article):  # rule 6
         if equal := [letter for letter, option in texts.items() if form(option) == form(said)]:
             return equal[0] if len(equal) == 1 else None
@@ -156,10 +160,16 @@ def _declared(text: str, options: Mapping[str, str]) -> str | None:
     return next((letter for letter in reversed(found) if letter in options), None)
 
 
-def _at_an_end(text: str, options: Mapping[str, str]) -> str | None:
-    """Finds the letter that the text begins with, or that is its last line."""
+def _repeats_options(said: str, texts: Mapping[str, str]) -> bool:
+    """Whether a plain answer holds two or more options with their letters: "a. red b. blue"."""
+    found = (rf"(?<!{_WORD}){letter.lower()}[)\].:*]{{1,3}}\s*{_bounded(option)}" for letter, option in texts.items())
+    return sum(bool(re.search(pattern, said)) for pattern in found) > 1
+
+
+def _at_an_end(text: str, options: Mapping[str, str], is_list: bool) -> str | None:
+    """Finds the letter that the text begins with, unless it is a list of options, or that is its last line."""
     last = text.strip().rpartition("\n")[2]
-    start, end, titled = _LEADING.match(text), _WHOLE.fullmatch(last), _TITLED.fullmatch(last)
+    start, end, titled = None if is_list else _LEADING.match(text), _WHOLE.fullmatch(last), _TITLED.fullmatch(last)
     found = [start[start.lastindex or 0].upper() if start else "", end[1] if end else ""]
     found.append(titled[1].upper() if titled else "")
     return next((letter for letter in found if letter in options), None)
@@ -198,14 +208,19 @@ def _texts_inside(said: str, texts: Mapping[str, str]) -> set[str]:
 
 
 def _bounded(text: str) -> str:
-    """Builds a pattern for a text that is not part of longer words."""
+    """Builds a pattern for a text that is not part of longer words or numbers: "25" is not in "0.25" or "-25"."""
     before = rf"(?<!{_WORD})" if re.match(_WORD, text) else ""
     after = rf"(?!{_WORD})" if re.search(rf"{_WORD}\Z", text) else ""
+    if re.match(r"\d", text):
+        before += r"(?<!\d[.,:/])(?<![\s$€£¥]\.)(?<!\A\.)(?<![^A-Za-z][-−–])(?<!\A[-−–])"
+    if re.search(r"\d\Z", text):
+        after += r"(?![.,:/]\d)(?![-−–]\d)"
     return before + re.escape(text) + after
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.translate(_FULL_WIDTH).strip().strip(".。").lower().split())
+    text = text.translate(_FULL_WIDTH).strip().rstrip(".。")
+    return " ".join(re.sub(r"\A[.。]+(?!\d)", "", text).lower().split())  # ".5" is a number
 
 
 def _without_article(plain: str) -> str:

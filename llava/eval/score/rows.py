@@ -174,8 +174,25 @@ def read_labelled(path: Path, fields: Sequence[str], key: Sequence[str] = ("ques
 
 
 def read_answers(path: Path, key: Sequence[str] = ("question_id",)) -> dict[Key, Row]:
-    """Reads an answers file, `question_id, prompt, text, ...`, by `key`; raises as `read_labelled` does."""
-    return read_labelled(path, ("text",), key)
+    """Reads an answers file, `question_id, prompt, text, ...`, by `key`.
+
+    Raises:
+        ValueError: as `read_labelled` does, and if the file holds questions.
+    """
+    return index_rows(path, read_answer_rows(path), ("text",), key)
+
+
+def read_answer_rows(path: Path) -> list[tuple[str, Row]]:
+    """Reads the rows of an answers file with their places.
+
+    Raises:
+        ValueError: a row is a question: it has a text, too, which would be taken for the answer.
+    """
+    rows = [(f"{path}:{number}", row) for number, row in read_rows(path)]
+    for place, row in rows:
+        if is_question(row):
+            raise ValueError(f"{place} is a question, not an answer; give the file of answers")
+    return rows
 
 
 def index_rows(

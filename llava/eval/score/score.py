@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, check_outputs, parse_and_run
-from llava.eval.score.rows import Key, Row, find_texts, format_key, index_rows, is_question, read_rows
+from llava.eval.score.rows import Key, Row, find_texts, format_key, index_rows, read_answer_rows, read_rows
 
 Table = Mapping[str, Mapping[str, float]]
 
@@ -78,12 +78,9 @@ class Results:
 
     def rows(self) -> list[tuple[str, Row]]:
         """Reads rows with their places; a question becomes the row of an empty answer to it."""
-        rows = [(f"{self.path}:{number}", row) for number, row in read_rows(self.path)]
         if not self.checking:
-            for place, row in rows:
-                if is_question(row):
-                    raise ValueError(f"{place} is a question, not an answer; name the answers with --result-file")
-            return rows
+            return read_answer_rows(self.path)
+        rows = [(f"{self.path}:{number}", row) for number, row in read_rows(self.path)]
         return [(place, row | ({"prompt": row["text"], "text": ""} if "text" in row else {})) for place, row in rows]
 
     def by(self, *key: str) -> dict[Key, Row]:

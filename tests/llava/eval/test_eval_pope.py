@@ -129,4 +129,4 @@ def test_a_question_file_is_not_scored_as_answers(tmp_path: Path, capsys: pytest
     flags = pope_files(tmp_path, {"random": [("yes", "Yes")], "popular": [("no", "No")], "adversarial": [("no", "No")]})
     flags[flags.index("--result-file") + 1] = str(tmp_path / "q.jsonl")
     assert eval_pope.main(flags) == 2
-    assert f"{tmp_path / 'q.jsonl'}:1 is a question, not an answer; name the answers with" in capsys.readouterr().err
+    assert f"{tmp_path / 'q.jsonl'}:1 is a question, not an answer; give the file of answers" in capsys.readouterr().err

@@ -104,6 +104,15 @@ def test_a_wrong_problem_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert f"problem '1': {words}" in capsys.readouterr().err
 
 
+def test_every_choice_has_a_letter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = science_files(tmp_path)
+    change(flags, choices=list("uvwxyz"), answer=5)
+    answers = write_answers(tmp_path / "a.jsonl", {"1": "F"})
+    assert eval_science_qa.main([*flags, "--result-file", str(answers)]) == 2
+    assert "problem '1' has 6 choices; --options names 5 letters, ABCDE" in capsys.readouterr().err
+    assert rows_of(tmp_path, eval_science_qa.main, *flags, "--options", *"ABCDEF")["all"]["accuracy"] == 100.0
+
+
 def test_a_problem_that_the_split_names_must_be_there(tmp_path: Path) -> None:
     base = Path(science_files(tmp_path)[1])
     write_json(base / "pid_splits.json", {"test": ["99"]})

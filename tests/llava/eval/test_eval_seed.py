@@ -38,6 +38,7 @@ def test_seed_benchs_labels_are_read_in_any_form(tmp_path: Path, label: str) -> 
     ("fields", "words"),
     [
         ({"answer": 0}, "answer is '0'; it must be an option's letter"),
+        ({"answer": "E"}, "answer is 'E'; it must be an option's letter, one of A, B, C, D"),
         ({"question_type_id": []}, "question_type does not name the type []"),
     ],
 )

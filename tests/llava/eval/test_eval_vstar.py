@@ -43,3 +43,11 @@ def test_vstar_has_two_categories(tmp_path: Path, capsys: pytest.CaptureFixture[
     write_rows(questions, [{"question_id": 0, "text": COLOURS, "category": "direct_attributes"}])
     assert eval_vstar.main(flags) == 2
     assert "q.jsonl:1: the row has no label" in capsys.readouterr().err
+
+
+def test_a_label_is_an_option_of_its_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No answer could match another; it is found before anything is answered."""
+    row = {"question_id": 0, "image": "i.jpg", "text": COLOURS, "label": "Z", "category": "direct_attributes"}
+    questions = write_rows(tmp_path / "q.jsonl", [row])
+    assert eval_vstar.main(["--question-file", str(questions), "--check", str(questions)]) == 2
+    assert "question 0: label is 'Z'; it must be an option's letter, one of A, B" in capsys.readouterr().err

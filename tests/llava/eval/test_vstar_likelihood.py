@@ -89,11 +89,11 @@ def test_options_come_from_the_question_or_from_the_annotation_whose_first_is_ri
 
 
 def test_a_question_without_options_or_with_a_label_outside_them_is_refused(tmp_path: Path) -> None:
-    for wrong in ({"text": QUESTION}, {"label": "C"}):
-        with pytest.raises(ValueError, match="question 0 lists the options"):
-            read_choice(LISTED | wrong, tmp_path)
-    with pytest.raises(ValueError, match=r"question 0: label is 'purple'; it must be an option's letter"):
-        read_choice(LISTED | {"label": "purple"}, tmp_path)
+    with pytest.raises(ValueError, match="question 0 lists the options"):
+        read_choice(LISTED | {"text": QUESTION}, tmp_path)
+    for wrong in ("C", "purple"):
+        with pytest.raises(ValueError, match=rf"label is '{wrong}'; it must be an option's letter, one of A, B"):
+            read_choice(LISTED | {"label": wrong}, tmp_path)
     write_json(tmp_path / "direct_attributes" / "sa_1.json", {"question": "Which?"})
     with pytest.raises(ValueError, match=r"sa_1\.json has no question, or no list of options"):
         read_choice(LISTED, tmp_path)

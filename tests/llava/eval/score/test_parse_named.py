@@ -104,3 +104,57 @@ def test_a_long_answer_that_begins_like_a_letter_is_read_at_once() -> None:
     """A pattern that backtracks takes minutes over each of these."""
     said = ["the answer " * 3000, "(B) " + "A " * 10_000, "option (" + " " * 20_000 + "b"]
     assert [option_letter(text, LETTERS) for text in said] == [None, None, "B"]
+
+
+NUMBERS = {"A": "5", "B": "25", "C": "50"}
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("It is 25", "B"),
+        ("It is 25.", "B"),
+        ("25 apples", "B"),
+        ("It costs $50, I think", "C"),
+        ("There are 5: red ones", "A"),
+        ("B.25", "B"),
+        ("count:25", "B"),
+        ("apples-25", "B"),
+        ("It is 0.25", None),
+        ("0.5", None),
+        ("2.5", None),
+        ("$.50", None),
+        (".25", None),
+        ("3/5", None),
+        ("5/8", None),
+        ("5.1 m", None),
+        ("1,250", None),
+        ("5,000", None),
+        ("at 10:25", None),
+        ("-25", None),
+        ("It is -25", None),
+        ("20-25", None),
+        ("25-30", None),
+    ],
+)
+def test_a_number_inside_another_number_is_no_option(text: str, letter: str | None) -> None:
+    assert option_letter(text, NUMBERS) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("A. a red car B. a blue bus C. a dog", None),
+        ("A) a red car B) a blue bus", None),
+        ("(A) a red car\n(B) a blue bus\n(C) a dog", None),
+        ("a. a red car\nb. a blue bus", None),
+        ("Options: A. a red car B. a blue bus", None),
+        ("**A.** a red car **B.** a blue bus", None),
+        ("A. a red car\nB. a blue bus\n\nB", "B"),
+        ("A. a red car B. a blue bus. The answer is B.", "B"),
+        ("B. a blue bus", "B"),
+        ("B. a blue bus, and no dog", "B"),
+    ],
+)
+def test_an_answer_that_repeats_the_options_chooses_none_by_its_first(text: str, letter: str | None) -> None:
+    assert option_letter(text, {"A": "a red car", "B": "a blue bus", "C": "a dog"}) == letter
