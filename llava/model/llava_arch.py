@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,10 +34,10 @@ from llava.model.splice import (
     splice_row,
     stack_embeds,
     truncate,
+    warn_beyond_context,
 )
 from llava.model.text_only import embed_text
 from llava.model.vision.anyres import has_newline, make_newline
-from llava.model.vision.image_tokens import ImageTokens
 from llava.model.vision.mixin import ImageEncodingMixin, Images, ImageSizes
 from llava.model.vision.question_budget import refine_pixels
 from llava.model.vision_setup import initialize_vision_modules, initialize_vision_tokenizer
@@ -124,7 +123,7 @@ class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositi
         shown = [share if IMAGE_TOKEN_INDEX in row else share[:0] for row, share in zip(rows, shares, strict=True)]
         # In training the others are encoded too: every process must use its projector, or the rest would wait for it.
         needed = shares if self.training and torch.is_grad_enabled() else shown
-        tokens = self._encode_some(images, image_sizes, needed)
+        tokens = self.encode_some(images, image_sizes, needed)
         check_spans(self.config, tokens.values())
         text = torch.cat(rows)
         # Once for the batch: under ZeRO-3 all processes gather the table together, and their batches differ in rows.
@@ -143,17 +142,6 @@ class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositi
             spliced = [truncate(row, limit) for row in spliced]
         numbers = None if packs is None else read_packs(packs, len(rows), self.config._attn_implementation)
         return collate(spliced, embeds, padding_side, numbers)
-
-    def _encode_some(self, images: Images | None, sizes: ImageSizes, shares: Sequence[range]) -> dict[int, ImageTokens]:
-        """Encodes the images in `shares`; returns their tokens by index."""
-        which = [i for share in shares for i in share]
-        if images is None or not which:
-            return {}
-        if len(which) == len(images):
-            return dict(zip(which, self.encode_tokens(images, sizes), strict=True))
-        chosen: Any = images[which] if isinstance(images, Tensor) else [images[i] for i in which]
-        own: Any = None if sizes is None else [sizes[i] for i in which]
-        return dict(zip(which, self.encode_tokens(chosen, own), strict=True))
 
     def forward(
         self,
@@ -180,7 +168,8 @@ class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositi
             images: one per <image> in `input_ids`, in order over the whole batch: a tensor (N, C, H, W), a sequence of
                 (C, H, W) or of tiles (1 + T, C, H, W), or the output of `encode_tokens`. Logits then count the images'
                 tokens. If there are more images than <image>, a prompt without <image> skips one, and the rest is
-                ignored: see `share_images`.
+                ignored: see `share_images`. With budget "question" the text without labels decides on pixels, as in
+                `generate`; with gradients, as in training, the scores do.
             image_sizes: (width, height) of each image before it was prepared; needed where tiles are joined (anyres).
             key_bias: float (B, K), added to the attention logits of the first K keys in every layer and head.
             next_positions: int64 (B,), where generation continues after the prompt; used by `generate` only.
@@ -194,6 +183,8 @@ class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositi
                 raise ValueError("images or packs were given with inputs_embeds, or with a cache that they continue")
         elif packs is not None or holds_images(input_ids, images):
             side = self.config.tokenizer_padding_side
+            if not torch.is_grad_enabled():
+                images = refine_pixels(self, input_ids, attention_mask, images, labels)
             batch = self.splice_images(input_ids, attention_mask, labels, images, side, packs, image_sizes)
             input_ids, inputs_embeds, key_bias = None, batch.inputs_embeds, bias_keys(batch, self.config)
             attention_mask, position_ids = batch.attention_mask, batch.placed.positions
@@ -263,6 +254,7 @@ class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositi
         check_columns(attention_mask, kwargs.get("past_key_values"))
         images = refine_pixels(self, prompt, attention_mask, images)
         batch = self.splice_images(prompt, attention_mask, None, images, "left", image_sizes=image_sizes)
+        warn_beyond_context(batch, self.config)
         return super().generate(
             inputs_embeds=batch.inputs_embeds,
             attention_mask=batch.attention_mask,

@@ -5,6 +5,7 @@ Positions and weights come from `qlip.language_positions`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,6 +19,8 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.vision.image_tokens import ImageTokens
 from qlip.decoder_masks import counts_tokens
 from qlip.language_positions import ImageSpan, Placed, key_bias, place_tokens
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,17 @@ def _ignore_first(labels: Tensor) -> Tensor:
     labels = labels.clone()
     labels[:1] = IGNORE_INDEX
     return labels
+
+
+def warn_beyond_context(batch: PaddedBatch, config: Any) -> None:
+    """Warns of prompts that leave no place for an answer, which would be about nothing; LLaVA has no such check."""
+    if (longest := int(batch.placed.end.max())) >= config.context_length:
+        logger.warning(
+            "a prompt takes %d positions with its images, and the model's context has %d: answers will be wrong;"
+            " ask about fewer images, or with fewer tokens each",
+            longest,
+            config.context_length,
+        )
 
 
 def bias_keys(batch: PaddedBatch, config: Any) -> Tensor | None:

@@ -16,11 +16,15 @@ import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval.score.rows import Row, read_rows
 from llava.utils import demo_model_path, device_flag
 from playground.presets import PRESETS
+
+if TYPE_CHECKING:
+    from llava.serve.engine import ChatEngine
 
 SEED = 77
 LONGEST = 64
@@ -74,18 +78,29 @@ def write_task(folder: Path, count: int) -> list[Row]:
     return questions
 
 
-def harness_answers(folder: Path, model_path: str, device: str, batch_size: int) -> list[str]:
-    """Runs lmms-eval and reads the answers that it logs, in the order of the questions."""
+def harness_answers(folder: Path, model_path: str, device: str, template: str, batch_size: int) -> list[str]:
+    """Runs lmms-eval and reads the answers that it logs, in the order of the questions.
+
+    Args:
+        folder: with the task that `write_task` wrote.
+        model_path, device: the checkpoint, and where it runs.
+        template: the checkpoint's; the adapter would ask every model in vicuna_v1.
+        batch_size: of lmms-eval.
+
+    Raises:
+        RuntimeError: it failed; it exits with 0 after some errors, without a file of answers.
+    """
     out = folder / f"lmms-{batch_size}"
     command = [sys.executable, "-m", "lmms_eval", "eval", "--model=llava", "--tasks=shapes", "--force_simple"]
-    command += [f"--model_args=pretrained={model_path},device_map=auto,device={device}", f"--batch_size={batch_size}"]
+    command += [f"--model_args=pretrained={model_path},device_map=auto,device={device},conv_template={template}"]
+    command += [f"--batch_size={batch_size}"]
     command += [f"--include_path={folder / 'task'}", "--log_samples", f"--output_path={out}"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
     done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, timeout=3600, check=False)
-    if done.returncode:
-        raise RuntimeError(f"lmms-eval ended with {done.returncode}: {done.stderr[-2000:]}")
-    (samples,) = out.rglob("*_samples_shapes.jsonl")
-    rows = sorted((row for _, row in read_rows(samples)), key=lambda row: row["doc_id"])
+    samples = list(out.rglob("*_samples_shapes.jsonl"))
+    if done.returncode or len(samples) != 1:
+        raise RuntimeError(f"lmms-eval ended with {done.returncode} and {len(samples)} files: {done.stderr[-2000:]}")
+    rows = sorted((row for _, row in read_rows(samples[0])), key=lambda row: row["doc_id"])
     return [_text(row["filtered_resps"]) for row in rows]
 
 
@@ -105,20 +120,20 @@ def runner_answers(folder: Path, model_path: str, device: str) -> list[str]:
     return [row["text"] for _, row in read_rows(answers)]
 
 
-def largest_loss_difference(folder: Path, model_path: str, device: str, questions: Sequence[Row]) -> float:
+def largest_loss_difference(folder: Path, engine: ChatEngine, model_path: str, questions: Sequence[Row]) -> float:
     """Computes the largest relative difference of the losses of right answers; the adapter takes pixels in float16."""
-    import torch
     from lmms_eval.api.instance import Instance
     from lmms_eval.models.simple.llava import Llava
     from PIL import Image
 
-    from llava.eval.run.likelihood import option_losses
-    from llava.model.builder import load_pretrained_model
-    from llava.serve.engine import ChatEngine
+    from llava.eval.run.inputs.questions import Question
+    from llava.eval.run.likelihood import Choice, choose
+    from llava.model.vision.preparer import Preparer
 
-    engine = ChatEngine(*load_pretrained_model(model_path, device=device))
-    pictures = [Image.open(folder / "images" / row["image"]).convert("RGB") for row in questions]
-    adapter = Llava(pretrained=model_path, device_map="auto", device=device)
+    paths = [folder / "images" / row["image"] for row in questions]
+    pictures = [Image.open(path).convert("RGB") for path in paths]
+    device = str(engine.model.device)
+    adapter = Llava(pretrained=model_path, device_map="auto", device=device, conv_template=engine.conv_mode)
     adapter.task_dict = {"shapes": {"test": list(range(len(questions)))}}
     requests = [
         Instance(
@@ -130,11 +145,11 @@ def largest_loss_difference(folder: Path, model_path: str, device: str, question
         for number, row in enumerate(questions)
     ]
     theirs = [loss for loss, _ in adapter.loglikelihood(requests)]
-    differences = []
-    for row, picture, loss in zip(questions, pictures, theirs, strict=True):
-        with torch.inference_mode():
-            tokens = engine.model.encode_tokens(engine.prepare_images([picture]), [picture.size])[0]
-        (ours,) = option_losses(engine, tokens, row["text"], [row["answer"]])
+    differences, preparer = [], Preparer.of(engine.model.get_vision_tower())
+    for row, path, loss in zip(questions, paths, theirs, strict=True):
+        choice = Choice(row["text"], {"A": row["answer"]})
+        answer = choose(engine, preparer, Question(0, row["text"], row["text"], path, row["image"]), choice)
+        ours = answer.question.extra["losses"]["A"]
         differences.append(abs(loss - ours) / max(ours, 0.01))
     return max(differences)
 
@@ -146,6 +161,10 @@ def check(args: argparse.Namespace) -> None:
         ImportError: lmms-eval is not installed.
         RuntimeError: something differs.
     """
+    from llava.model.builder import load_pretrained_model
+    from llava.model.loading.chat_template import choose_template
+    from llava.serve.engine import ChatEngine
+
     if find_spec("lmms_eval") is None:
         raise ImportError("this comparison needs lmms-eval: pip install lmms_eval")
     model_path = str(Path(args.model_path).resolve())
@@ -153,17 +172,20 @@ def check(args: argparse.Namespace) -> None:
         folder = Path(name)
         questions = write_task(folder, args.scenes)
         ours = runner_answers(folder, model_path, args.device)
+        tokenizer, model, processor, context = load_pretrained_model(model_path, device=args.device)
+        template = choose_template(args.model_path, model.config)
+        engine = ChatEngine(tokenizer, model, processor, context, template)
         right = sum(text == row["answer"] for text, row in zip(ours, questions, strict=True))
         print(f"{len(ours)} answers of the runner, {len(set(ours))} different ones, {right} right")
         differing = 0
         for batch_size in (1, 4):
-            theirs = harness_answers(folder, model_path, args.device, batch_size)
+            theirs = harness_answers(folder, model_path, args.device, engine.conv_mode, batch_size)
             pairs = [pair for pair in zip(questions, ours, theirs, strict=True) if pair[1] != pair[2]]
             print(f"lmms-eval, batch size {batch_size}: {len(ours) - len(pairs)} of {len(ours)} answers the same")
             for question, own, other in pairs:
                 print(f"  {question['text']}: {own!r}, lmms-eval {other!r}")
             differing += len(pairs)
-        difference = largest_loss_difference(folder, model_path, args.device, questions)
+        difference = largest_loss_difference(folder, engine, model_path, questions)
         print(f"log-likelihoods: differ by at most {difference:.2%}")
     if differing or difference > 0.05:
         raise RuntimeError("lmms-eval and this package disagree")

@@ -17,7 +17,8 @@ from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
-from llava.eval.run.likelihood import option_losses
+from llava.eval.run.inputs.questions import Question
+from llava.eval.run.likelihood import Choice, choose
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
     get_model_name_from_path,
@@ -25,6 +26,7 @@ from llava.mm_utils import (
     tokenizer_image_token,
 )
 from llava.model.builder import load_pretrained_model
+from llava.model.vision.preparer import Preparer
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
@@ -123,17 +125,10 @@ def test_lmms_eval_generates_what_a_chat_answers(
     assert said == expected
 
 
-def test_lmms_eval_measures_the_loss_that_a_choice_by_likelihood_does(
-    lmms: Loaded, pictures: list[Image.Image]
-) -> None:
-    """lmms-eval halves the precision of the pixels, which is as near as the losses can come."""
-    picture, question = pictures[0], QUESTIONS[0]
-    options = ["a red circle", "a blue square and a green ring", "yes"]
-    engine = lmms.engine()
-    with torch.inference_mode():
-        encoded = engine.model.encode_tokens(engine.prepare_images([picture]))[0]
-    expected = option_losses(engine, encoded, question, options)
-    for option, loss in zip(options, expected, strict=True):
+def lmms_losses(lmms: Loaded, picture: Image.Image, question: str, options: Sequence[str]) -> list[float]:
+    """The calls of lmms-eval's `loglikelihood`, one by one; the number of the logits tells the image's tokens."""
+    losses = []
+    for option in options:
         image = process_images([picture], lmms.processor, lmms.model.config).to(dtype=torch.float16, device="cpu")
         conversation = conv_templates["vicuna_v1"].copy()
         conversation.append_message(conversation.roles[0], f"{DEFAULT_IMAGE_TOKEN}\n{question}")
@@ -149,8 +144,51 @@ def test_lmms_eval_measures_the_loss_that_a_choice_by_likelihood_does(
             outputs = lmms.model(
                 input_ids=ids, labels=labels, images=image, use_cache=True, image_sizes=[list(picture.size)]
             )
-        assert outputs["loss"].item() == pytest.approx(loss, rel=0.02)
-        assert outputs["logits"].shape[1] == ids.shape[1] - 1 + len(encoded.features)
+        losses.append(outputs["loss"].item())
+    return losses
+
+
+def likelihood_losses(lmms: Loaded, file: Path, question: str, options: Sequence[str]) -> list[float]:
+    """The losses by which `llava.eval.vstar_likelihood` chooses."""
+    choice = Choice(question, dict(zip("ABC", options, strict=True)))
+    answer = choose(lmms.engine(), Preparer.of(lmms.model.get_vision_tower()), Question(0, "", "", file, ""), choice)
+    return list(answer.question.extra["losses"].values())
+
+
+OPTIONS = ["a red circle", "a blue square and a green ring", "yes"]
+
+
+def test_lmms_eval_measures_the_loss_that_a_choice_by_likelihood_does(
+    lmms: Loaded, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    """lmms-eval halves the precision of the pixels, which is as near as the losses can come."""
+    pictures[0].save(tmp_path / "0.png")
+    expected = likelihood_losses(lmms, tmp_path / "0.png", QUESTIONS[0], OPTIONS)
+    assert lmms_losses(lmms, pictures[0], QUESTIONS[0], OPTIONS) == pytest.approx(expected, rel=0.02, abs=1e-4)
+
+
+def test_the_question_and_not_the_option_decides_on_the_tokens_of_lmms_evals_losses(
+    pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    losses = {}
+    pictures[0].save(tmp_path / "0.png")
+    for budget in ("score", "question"):
+        settings = {"budget": budget, "max_tokens": 84, "question_share": 0.3}
+        lmms = Loaded(*load_pretrained_model(demo_model_path(), device="cpu", qlip=settings))
+        losses[budget] = lmms_losses(lmms, pictures[0], QUESTIONS[2], OPTIONS)
+        expected = likelihood_losses(lmms, tmp_path / "0.png", QUESTIONS[2], OPTIONS)
+        assert losses[budget] == pytest.approx(expected, rel=0.02, abs=1e-4)
+    assert losses["score"] != pytest.approx(losses["question"], rel=0.05)
+
+
+def test_a_prompt_beyond_the_context_is_a_warning(
+    lmms: Loaded, pictures: list[Image.Image], caplog: pytest.LogCaptureFixture
+) -> None:
+    """LLaVA says nothing, and the answer is noise."""
+    lmms_generate(lmms, [(pictures[0], QUESTIONS[0])])
+    assert not caplog.records
+    lmms_generate(lmms, [(pictures[0], "What? " * 1200)])
+    assert f"and the model's context has {lmms.context}: answers will be wrong" in caplog.text
 
 
 @pytest.fixture(scope="module")

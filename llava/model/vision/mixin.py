@@ -68,6 +68,17 @@ class ImageEncodingMixin:
         tokens = tower.encode_tokens(pixels)
         return self.project([image.with_tiles(layout) for image, layout in zip(tokens, layouts, strict=True)])
 
+    def encode_some(self, images: Images | None, sizes: ImageSizes, shares: Sequence[range]) -> dict[int, ImageTokens]:
+        """Encodes the images in `shares`; returns their tokens by index. The arguments are as in `encode_tokens`."""
+        which = [i for share in shares for i in share]
+        if images is None or not which:
+            return {}
+        if len(which) == len(images):
+            return dict(zip(which, self.encode_tokens(images, sizes), strict=True))
+        chosen: Any = images[which] if isinstance(images, Tensor) else [images[i] for i in which]
+        own: Any = None if sizes is None else [sizes[i] for i in which]
+        return dict(zip(which, self.encode_tokens(chosen, own), strict=True))
+
     def project(self, tokens: Sequence[ImageTokens]) -> list[ImageTokens]:
         """Projects the tower's tokens of some images to the language model's width, in one pass, and joins tiles."""
         projector, newline = self.get_model().mm_projector, getattr(self.get_model(), "image_newline", None)

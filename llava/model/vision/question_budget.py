@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from llava.constants import IMAGE_TOKEN_INDEX
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
 from llava.model.splice import bias_keys, share_images
 from llava.model.vision.encoding import encode_prepared
@@ -61,8 +61,10 @@ def refine_images(
 
 
 @torch.no_grad()
-def refine_pixels(model: Any, input_ids: Tensor, attention_mask: Tensor | None, images: Any) -> Any:
-    """Encodes the images of `generate` as their prompts' questions ask, where the tower's settings say so.
+def refine_pixels(
+    model: Any, input_ids: Tensor, attention_mask: Tensor | None, images: Any, labels: Tensor | None = None
+) -> Any:
+    """Encodes images as their prompts' questions ask, if the tower's settings say so.
 
     Args:
         model: a LLaVA model.
@@ -70,14 +72,17 @@ def refine_pixels(model: Any, input_ids: Tensor, attention_mask: Tensor | None, 
         attention_mask: (B, L), nonzero on real tokens; by default all are.
         images: pixels of each image, one per placeholder; tokens, and other images, are returned as they are. Those
             that no prompt shows, see `share_images`, are left out.
+        labels: int64 (B, L); text with labels is an answer, and no part of the question.
     """
     tower = model.get_vision_tower()
     if images is None or len(images) == 0 or not isinstance(images[0], Tensor) or images[0].ndim != 3:
         return images
     if not isinstance(tower, QLIPVisionTower) or tower.settings.budget != "question":
         return images
-    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    rows = [ids[keep].cpu() for ids, keep in zip(input_ids, real.bool(), strict=True)]
+    asked = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    if labels is not None:
+        asked = asked & (labels == IGNORE_INDEX)
+    rows = [ids[keep].cpu() for ids, keep in zip(input_ids, asked, strict=True)]
     shares = [
         share if bool((row == IMAGE_TOKEN_INDEX).any()) else range(0)
         for row, share in zip(rows, share_images(rows, len(images)), strict=True)
