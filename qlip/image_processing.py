@@ -19,6 +19,7 @@ from transformers.image_processing_base import BatchFeature, ImageProcessingMixi
 
 from qlip.config import QLIPConfig
 from qlip.cutting import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageCutter, check_channels
+from qlip.images.sources import open_sources
 from qlip.packing import PACKED_NAMES, pack
 from qlip.patches import CutImage
 from qlip.quadtree import Leaves
@@ -102,24 +103,27 @@ class QLIPImageProcessor(ImageProcessingMixin):
         """n: cells per side of the native image."""
         return self.cutter.native_grid
 
-    def preprocess(
-        self, images: Image.Image | np.ndarray | Sequence[Image.Image | np.ndarray], return_tensors: str | None = None
-    ) -> BatchFeature:
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Opens paths, URLs and base64 texts, see `open_sources`; transformers' processors call it."""
+        return open_sources(image_url_or_urls)
+
+    def preprocess(self, images: Any, return_tensors: str | None = None) -> BatchFeature:
         """Turns images into `pixel_values`.
 
         Args:
-            images: a Pillow image of any mode; an array or tensor, uint8 or float in [0, 1], (H, W), (H, W, C) or
-                (C, H, W); or a sequence of these, or an array or tensor of several (B, ...). Where both the first and
-                the last axis may be channels, a tensor's are the first, an array's the last.
+            images: a Pillow image of any mode; a path, URL or base64 text; an array or tensor, uint8 or float in
+                [0, 1], (H, W), (H, W, C) or (C, H, W); or a sequence of these, or an array or tensor of several
+                (B, ...). Where both the first and the last axis may be channels, a tensor's are the first, an array's
+                the last.
             return_tensors: "pt" or "np". One array (B, 3, H, W) where all sizes agree, else a list. None: a list.
 
         Raises:
             TypeError: an image is none of these.
-            ValueError: an unknown `return_tensors`, no image, or floats outside of [0, 1].
+            ValueError: an unknown `return_tensors`, no image, one that can't be read, or floats outside of [0, 1].
         """
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f"return_tensors is {return_tensors!r}; allowed are 'pt', 'np' and None")
-        batch = list_images(images)
+        batch = list_images(self.fetch_images(images))
         tensors = [self.cutter.normalise(to_pillow(image), self.qlip) for image in batch]
         alike = len({tensor.shape for tensor in tensors}) == 1
         if return_tensors == "pt":

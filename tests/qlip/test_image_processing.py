@@ -252,9 +252,8 @@ def test_values_given_as_it_is_loaded_replace_those_of_the_file(tmp_path, caplog
 def test_errors_name_the_value():
     with pytest.raises(TypeError, match="int64 array; it must be a Pillow image, or uint8 or floats"):
         QLIPImageProcessor().preprocess(np.zeros((4, 4, 3), dtype=np.int64))
-    for wrong in (b"a file", "a.png"):
-        with pytest.raises(TypeError, match=f"the image is a {type(wrong).__name__}; it must be a Pillow image"):
-            QLIPImageProcessor().preprocess(wrong)
+    with pytest.raises(TypeError, match="the image is a bytes; it must be a Pillow image"):
+        QLIPImageProcessor().preprocess(b"a file")
     with pytest.raises(ValueError, match=r"floats from -2.0 to 0.0; allowed are 0 to 1"):
         QLIPImageProcessor().preprocess(np.float32([[0, -2.0]]))
     with pytest.raises(ValueError, match=r"floats from 0\.0 to 1\.0000001"):
