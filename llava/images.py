@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from io import TextIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -21,6 +22,8 @@ from qlip.command import suggest_path
 from qlip.images.limits import DEFAULT_LIMITS, TIFF_SIGNATURES, ImageError, ImageLimits, check_header
 from qlip.images.pictures import FORMATS, convert_errors, decode_image
 from qlip.images.rgb import read_orientation, to_rgb
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -153,6 +156,29 @@ def load_images(sources: Iterable[str | Path], **allowed: Any) -> list[Image.Ima
             known = not name.strip() or name in str(error)
             raise ImageError(str(error) if known else f"{name}: {error}") from None
     return images
+
+
+def load_readable_images(sources: Sequence[str], **allowed: Any) -> tuple[list[Image.Image], list[str]]:
+    """Opens images like `load_images`; logs an error for each that can't be read, and leaves it out.
+
+    Returns:
+        The images, and their sources.
+
+    Raises:
+        ImageError: none can be read.
+    """
+    images, read = [], []
+    for source in sources:
+        try:
+            images += load_images([source], **allowed)
+            read.append(source)
+        except ImageError as error:
+            if len(sources) == 1:
+                raise
+            logger.error("left out: %s", error)
+    if not images:
+        raise ImageError(f"none of the {len(sources)} images can be read")
+    return images, read
 
 
 def load_image_from_base64(text: str | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:

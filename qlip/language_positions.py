@@ -163,7 +163,10 @@ def place_tokens(is_image: Tensor, images: Sequence[ImageSpan]) -> Placed:
     device = is_image.device
     where = is_image.nonzero()[:, 0].tolist()
     if len(where) != (count := sum(image.count for image in images)):
-        raise ValueError(f"the prompt holds {len(where)} image tokens, its {len(images)} images have {count}")
+        raise ValueError(
+            f"the prompt holds {len(where)} image tokens, and its images ({len(images)}) have {count}; prepare both by"
+            " the processor that qlip.attach returned"
+        )
     fractional = any(image.positions is not None and image.positions.is_floating_point() for image in images)
     # First as if every image took as many positions as it has tokens.
     positions = torch.arange(len(is_image), dtype=torch.float32 if fractional else torch.int64, device=device)

@@ -85,6 +85,8 @@ launcher() {
             local count=${NUM_PROCESSES:-}
             [[ $count ]] || count=$("$PYTHON" -c "import torch; print(max(1, torch.cuda.device_count()))")
             LAUNCH=(torch.distributed.run --nproc-per-node "$count" ${flags[@]+"${flags[@]}"} -m)
+            # One process needs no launcher, which would print a report of its own below an error.
+            if [[ $count == 1 && -z ${flags[*]-} ]]; then LAUNCH=(); fi
             ;;
         accelerate) LAUNCH=(accelerate.commands.launch ${flags[@]+"${flags[@]}"} -m) ;;
         *)
@@ -92,7 +94,7 @@ launcher() {
             exit 2
             ;;
     esac
-    LAUNCH=("$PYTHON" -m "${LAUNCH[@]}")
+    if [[ ${#LAUNCH[@]} -eq 0 ]]; then LAUNCH=("$PYTHON" -m); else LAUNCH=("$PYTHON" -m "${LAUNCH[@]}"); fi
 }
 
 # uses_quadtree: whether the run trains with the quadtree, by its flags or else by the checkpoint's folder.

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         engine, images, sources = load(args)
         if args.prompt:
             answer_prompts(engine, images, sources, sampling, args)
-            return 0
+            return 1 if len(images) < len(args.image_file or ()) else 0
     chat(engine, images, sampling, args)
     return 0
 
@@ -123,7 +123,7 @@ def load(args: argparse.Namespace) -> tuple[ChatEngine, list[Image.Image], list[
     Returns:
         The engine, the pictures, and where each is from.
     """
-    from llava.images import load_images
+    from llava.images import load_images, load_readable_images
 
     # Errors should show before pictures and model are loaded.
     qlip_option(args)
@@ -132,7 +132,10 @@ def load(args: argparse.Namespace) -> tuple[ChatEngine, list[Image.Image], list[
         raise ValueError("--image-file is required with --model-path")
     sources = args.image_file or [str(demo_picture_path())]
     check_drawings({QUADTREE: args.show_quadtree, ATTRIBUTION: args.show_attribution}, sources)
-    images = load_images(sources, allow_private=True)  # the user's own network
+    if args.each_image and not (args.show_quadtree or args.show_attribution):  # whose files are numbered
+        images, sources = load_readable_images(sources, allow_private=True)
+    else:
+        images = load_images(sources, allow_private=True)  # the user's own network
     if not args.model_path:
         print(DEMO_NOTICE, file=sys.stderr)
     engine = load_engine(args)

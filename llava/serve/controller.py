@@ -32,7 +32,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     if not args.worker_token and not is_loopback(args.host):
-        parser.error(f"--host {args.host} needs --worker-token (or ${WORKER_TOKEN_VARIABLE}): no worker could register")
+        parser.error(
+            f"--host {args.host} needs --worker-token (or ${WORKER_TOKEN_VARIABLE}), the same as the workers', without"
+            " which none may register; for workers on this machine leave --host out"
+        )
     return args
 
 

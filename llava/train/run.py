@@ -234,4 +234,4 @@ def log_plan(model: Any, samples: Any) -> None:
     """Logs how much is trained on what."""
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     every = sum(weight.numel() for weight in model.parameters())
-    logger.info("training %s of %s parameters on %s samples", f"{trained:,}", f"{every:,}", f"{len(samples):,}")
+    logger.info("training %s of %s parameters; samples: %s", f"{trained:,}", f"{every:,}", f"{len(samples):,}")

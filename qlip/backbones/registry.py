@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,9 +82,15 @@ def load_vision_model(path: str, dtype: torch.dtype | None = None) -> tuple[PreT
         dtype: of the weights; None for the checkpoint's.
 
     Raises:
-        ValueError: it is of another type, or lacks weights.
+        ValueError: it is of another type, or lacks weights or its configuration.
+        OSError: there is no such model, or the hub can't be reached.
     """
-    config = PreTrainedConfig.get_config_dict(path)[0]
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ValueError(f"{path} has no config.json; it must be the folder of a model")
+    try:
+        config = PreTrainedConfig.get_config_dict(path)[0]
+    except OSError as error:
+        raise OSError(f"{path}: {error}") from None  # transformers names no model where the hub can't be reached
     if (model_type := config.get("model_type")) not in VISION_MODELS:
         raise ValueError(f"{path} is of type {model_type!r}; allowed are {', '.join(VISION_MODELS)}")
     vision, report = VISION_MODELS[model_type].from_pretrained(path, dtype=dtype, output_loading_info=True)

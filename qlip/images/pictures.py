@@ -93,7 +93,8 @@ def find_pictures(folder: str | Path) -> list[Path]:
     files = list(walk(folder))
     paths = sorted(path for path in files if kinds.get(path.suffix.lower()) in Image.OPEN)
     unread = [path.name for path in files if path.suffix.lower() in UNREAD and path.suffix.lower() not in kinds]
-    why = f"{len(unread)} files such as {unread[0]} are not read; convert them to JPEG" if unread else ""
+    more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+    why = f"not read: {unread[0]}{more}; convert to JPEG" if unread else ""
     if not paths:
         raise ValueError(f"there are no images in {folder}{why and f': {why}'}")
     if why:

@@ -1,6 +1,6 @@
 """Opens what transformers' processors take for an image: a path, a URL or base64 text.
 
-transformers' own loader turns 16-bit grey white and drops transparency, so a file would be another picture than the same
+transformers' own loader turns 16-bit grey white and drops transparency: a file would be another picture than the same
 file opened by Pillow or by `llava`.
 """
 

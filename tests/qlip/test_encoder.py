@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig, SiglipVisionConfig, SiglipVisionModel
 
 from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPImageProcessor, QLIPVisionModel
 from qlip.backbones.transformers import run_one_by_one
@@ -204,6 +204,22 @@ def test_a_saved_model_loads_with_from_pretrained(wrapped, tmp_path):
         loaded = QLIPVisionModel.from_pretrained(str(tmp_path), TREE)(FOUR_SIZES)
     for ours, theirs in zip(loaded.features, expected.features, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_folder_without_a_configuration_is_named(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} has no config.json; it must be the folder of a model"):
+        QLIPVisionModel.from_pretrained(str(tmp_path))
+
+
+def test_a_model_that_is_neither_here_nor_on_the_hub_is_named(monkeypatch):
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", raise_unreachable)
+    with pytest.raises(OSError, match="someone/clip: We couldn't connect"):
+        QLIPVisionModel.from_pretrained("someone/clip")
+
+
+def raise_unreachable(path):
+    """As transformers does where the hub can't be reached."""
+    raise OSError("We couldn't connect to 'https://huggingface.co' to load the files")
 
 
 def test_errors_name_the_value(wrapped):

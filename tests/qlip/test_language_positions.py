@@ -76,7 +76,7 @@ def test_a_padded_batch_is_placed_as_its_rows_alone(side):
 
 def test_tokens_and_images_that_do_not_match_are_an_error():
     flags = torch.tensor([False, True, True, True])
-    with pytest.raises(ValueError, match="holds 3 image tokens, its 1 images have 2"):
+    with pytest.raises(ValueError, match="holds 3 image tokens, and its images \\(1\\) have 2"):
         place_tokens(flags, [span(2)])
     with pytest.raises(ValueError, match="there is text between"):
         place_tokens(torch.tensor([True, False, True, True]), [span(2), span(1)])

@@ -34,6 +34,7 @@ def write_samples(folder: Path) -> None:
 def run_recipe(recipe: str, variables: dict[str, Any]) -> str:
     """Runs a recipe by torchrun, one process, without DeepSpeed; what it printed."""
     launch = {"PYTHON": sys.executable, "DEEPSPEED_CONFIG": "none", "NUM_PROCESSES": "1", "REPORT_TO": "none"}
+    launch["LAUNCHER_FLAGS"] = "--standalone"  # so that torchrun runs
     environment = os.environ | launch | {name: str(value) for name, value in variables.items()}
     command = ["bash", str(ROOT / "scripts" / "v1_5" / f"{recipe}.sh"), *FLAGS]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,6 +13,13 @@ from transformers import PreTrainedModel
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.vision.image_tokens import ImageTokens
 from qlip.language_positions import ImageSpan
+
+
+def __getattr__(name: str) -> Any:
+    """Finds LLaVA's other tower, which its clients look for here."""
+    if name == "CLIPVisionTowerS2":
+        return import_module("llava.model.multimodal_encoder.s2_encoder").CLIPVisionTowerS2
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class CLIPVisionTower(VisionTower):

@@ -248,7 +248,7 @@ def open_samples(
                 raise ValueError(_summary(too_many, problems))
     if not rows[0]:
         raise ValueError(_summary(f"{path} holds no sample that can be used", malformed))
-    logger.info("%s: %d samples, %d left out", path, len(rows[0]), len(malformed))
+    logger.info("%s: samples: %d, left out: %d", path, len(rows[0]), len(malformed))
     return Samples(files, rows, malformed)
 
 

@@ -16,6 +16,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import LlavaConfig
 from llava.model.builder import load_pretrained_model
 from llava.model.llava_arch import unpad_image
+from llava.model.multimodal_encoder import s2_encoder
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from tests.llava.checkpoints import IMAGE_TOKEN, PICTURE, PROMPT, make_llava_checkpoint
@@ -175,3 +176,9 @@ def test_padding_is_cut_off_again(original, rows, cols):
     """(width, height) of the picture; the rows and columns that it takes of 24 x 24, counted by hand."""
     tensor = torch.arange(2 * 24 * 24).reshape(2, 24, 24)
     assert torch.equal(unpad_image(tensor, original), tensor[:, slice(*rows), slice(*cols)])
+
+
+def test_both_towers_are_found_in_one_module():
+    from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower, CLIPVisionTowerS2
+
+    assert CLIPVisionTowerS2 is s2_encoder.CLIPVisionTowerS2 and issubclass(CLIPVisionTowerS2, CLIPVisionTower)

@@ -101,6 +101,20 @@ def test_each_picture_is_asked_about_alone_and_named(
     assert capsys.readouterr().out == f"{a}: a ring\n{a}: yes\n{b}: a cross\n{b}: no\n"
 
 
+def test_a_picture_that_cannot_be_read_is_left_out_where_each_is_asked_about_alone(
+    loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    loader.model.script += ["a cross", "no"]
+    Path(pictures[0]).write_text("Dear Sir")
+    assert ask(pictures, "--each-image") == 1
+    assert capsys.readouterr().out == f"{pictures[1]}: a cross\n{pictures[1]}: no\n"
+    assert f"left out: {pictures[0]}: not a readable image; it is broken, or not one of" in caplog.text
+    assert ask(pictures) == 2  # about both together there is no answer
+    Path(pictures[1]).unlink()
+    assert ask(pictures, "--each-image") == 2
+    assert "llava: error: none of the 2 images can be read" in capsys.readouterr().err
+
+
 def test_each_picture_has_a_conversation(loader: Loader, pictures: list[str]) -> None:
     """An empty answer is a turn, too."""
     loader.model.script += ["a ring", "", "so", "a cross", "no", "so"]

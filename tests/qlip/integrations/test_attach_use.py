@@ -237,7 +237,7 @@ def test_other_models_of_the_class_are_untouched():
 def test_what_does_not_belong_together_is_an_error():
     model, processor = attached("llava", **TREE)
     inputs = dict(ask(processor, PROMPTS[:1], PICTURES[1:2]))
-    with pytest.raises(ValueError, match=r"the prompt holds \d+ image tokens, its 1 images have"):
+    with pytest.raises(ValueError, match=r"the prompt holds \d+ image tokens, and its images \(1\) have"):
         model(**{**inputs, "input_ids": inputs["input_ids"][:, :-20], "attention_mask": None})
     with pytest.raises(ValueError, match="leaf_boxes and leaf_grids go together"):
         model.get_image_features(inputs["pixel_values"], leaf_boxes=inputs["leaf_boxes"])

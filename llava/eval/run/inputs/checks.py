@@ -26,7 +26,7 @@ from qlip.images.pictures import BROKEN
 logger = logging.getLogger(__name__)
 
 MISSING = "missing"
-UNREADABLE = f"not a readable image; broken, or not one of {', '.join(FORMATS)}"
+UNREADABLE = f"not a readable image; it is broken, or not one of {', '.join(FORMATS)}"
 EXAMPLES = 2
 THREADS = 16
 """Files are checked in parallel, since folders of images are often on a network."""

@@ -217,4 +217,4 @@ def test_the_number_of_samples_is_logged(tmp_path, caplog):
     file = write_list(tmp_path / "a.json", [TEXT_ONLY, {}, TEXT_ONLY])
     with caplog.at_level(logging.INFO):
         open_samples(file)
-    assert caplog.messages[-1] == f"{file}: 2 samples, 1 left out"
+    assert caplog.messages[-1] == f"{file}: samples: 2, left out: 1"

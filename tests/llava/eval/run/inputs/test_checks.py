@@ -83,7 +83,7 @@ def test_missing_and_unreadable_pictures_are_said_once_before_the_model_is_loade
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert f"2 of 4 images are missing, for example {images / '1.png'} and {images / '3.png'}; " in error
-    assert f"1 of 4 images are unreadable, for example {images / '2.png'}: not a readable image; broken" in error
+    assert f"1 of 4 images are unreadable, for example {images / '2.png'}: not a readable image; it is broken" in error
     assert "not one of PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM; check --image-folder" in error
     assert ("--skip-unreadable" in error) == (name != "qlip sweep")
     assert not (tmp_path / "a.jsonl").exists() and not (tmp_path / "out").exists()
