@@ -14,12 +14,12 @@ __all__ = ["LlavaLlamaForCausalLM", "__version__"]
 register_lazily()
 
 
-def _is_no_advice(record: logging.LogRecord) -> bool:
+def _is_kept(record: logging.LogRecord) -> bool:
     """Whether to keep a record of bitsandbytes: not its advice to install a package that is not needed here."""
     return not (isinstance(record.args, tuple) and any(isinstance(arg, ModuleNotFoundError) for arg in record.args))
 
 
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_no_advice)
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_kept)
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, Safete
 """What a wrong flag, file or machine raises; anything else is a fault of the program and keeps its traceback."""
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Escapes what is not printable, such as a line feed, so that external text cannot forge log lines."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 

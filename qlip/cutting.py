@@ -49,7 +49,7 @@ class CutOne(Protocol):
         """Cuts it under the settings, into `leaves` if they are given; see `partition_as` for `bounded`."""
 
 
-def check_channels(name: str, values: Any, above: float = -math.inf) -> tuple[float, ...]:
+def read_channels(name: str, values: Any, above: float = -math.inf) -> tuple[float, ...]:
     """Reads three finite numbers, one per channel, each greater than `above`; raises TypeError or ValueError."""
     bound = "" if above == -math.inf else f" above {above:g}"
     try:
@@ -82,8 +82,8 @@ class ImageCutter:
     def __post_init__(self) -> None:
         check_count("patch_size", self.patch_size, least=2)
         check_count("native_size", self.native_size)
-        object.__setattr__(self, "mean", check_channels("mean", self.mean))
-        object.__setattr__(self, "std", check_channels("std", self.std, above=0))
+        object.__setattr__(self, "mean", read_channels("mean", self.mean))
+        object.__setattr__(self, "std", read_channels("std", self.std, above=0))
         if self.native_size < self.patch_size:
             raise ValueError(f"native_size is {self.native_size}; it must be at least patch_size {self.patch_size}")
         # A ViT drops the pixels beyond its last whole patch.

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
 
 from qlip.config import QLIPConfig
-from qlip.cutting import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageCutter, check_channels
+from qlip.cutting import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageCutter, read_channels
 from qlip.images.sources import open_sources
 from qlip.packing import PACKED_NAMES, pack
 from qlip.patches import CutImage
@@ -66,8 +66,8 @@ class QLIPImageProcessor(ImageProcessingMixin):
         self.patch_size = patch_size
         self.size = {"shortest_edge": native_size}
         self.crop_size = {"height": native_size, "width": native_size}
-        self.image_mean = list(check_channels("image_mean", image_mean))
-        self.image_std = list(check_channels("image_std", image_std, above=0))
+        self.image_mean = list(read_channels("image_mean", image_mean))
+        self.image_std = list(read_channels("image_std", image_std, above=0))
         self.qlip = qlip if isinstance(qlip, QLIPConfig) else QLIPConfig.from_dict(qlip or {})
 
     @classmethod

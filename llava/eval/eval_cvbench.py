@@ -13,13 +13,13 @@ from typing import Any
 from llava.eval.run.inputs.questions import LETTER_ONLY
 from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.choice import chosen_letter, labelled_main, right_letter
-from llava.eval.score.rows import Row, check_row
+from llava.eval.score.rows import Row, read_row
 from llava.eval.score.score import Score, accuracy, accuracy_by
 
 
 def make_question(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
     """Converts a row of the hub's files into LLaVA's form."""
-    row = check_row(f"row {number}", row, ("type", "task", "source", "answer", "prompt"))
+    row = read_row(f"row {number}", row, ("type", "task", "source", "answer", "prompt"))
     kept = {name: row[name] for name in ("type", "task", "source", "answer")}
     text = f"{row['prompt'].strip()}\n{LETTER_ONLY['en']}"
     return {"question_id": number, "text": text, "category": row["type"], **kept}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
-from llava.eval.score.rows import Row, check_row, read_json
+from llava.eval.score.rows import Row, read_json, read_row
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 SOURCE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
@@ -63,7 +63,7 @@ def score_files(args: argparse.Namespace) -> Score:
     """Scores the answers that the flags name."""
     questions = {}
     for name, row in read_json(args.question_file, dict).items():
-        row = questions[name] = check_row(f"{args.question_file}: question {name!r}", row, ("answer", "types"))
+        row = questions[name] = read_row(f"{args.question_file}: question {name!r}", row, ("answer", "types"))
         if not isinstance(types := row["types"], dict) or not {"structural", "semantic"} <= types.keys():
             raise ValueError(
                 f"{args.question_file}: types of question {name!r} is {types!r}; it must have structural and semantic"

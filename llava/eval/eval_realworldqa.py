@@ -13,14 +13,14 @@ from typing import Any
 from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.choice import chosen_letter, label_letter, labelled_main
 from llava.eval.score.parse import find_listed_options, letters, option_letter
-from llava.eval.score.rows import Row, check_row
+from llava.eval.score.rows import Row, read_row
 from llava.eval.score.score import Score, accuracy, accuracy_by
 from llava.eval.score.vqa import normalise_answer
 
 
 def make_question(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
     """Converts a row of the hub's files into LLaVA's form; the data set's questions say how to answer."""
-    row = check_row(f"row {number}", row, ("question", "answer"))
+    row = read_row(f"row {number}", row, ("question", "answer"))
     return {"question_id": number, "text": row["question"].strip(), "answer": row["answer"]}
 
 

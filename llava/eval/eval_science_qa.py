@@ -84,7 +84,7 @@ def read_problems(base_dir: Path, split: str, fields: Sequence[str] = FIELDS) ->
     """Reads the problems of a split from `pid_splits.json` and `problems.json`; each must have `fields` and choices.
 
     Raises:
-        ValueError: there is no such split, or a problem is missing or wrong, see `check_problem`.
+        ValueError: there is no such split, or a problem is missing or wrong, see `read_problem`.
     """
     splits = read_json(base_dir / "pid_splits.json", dict)
     problems = read_json(base_dir / "problems.json", dict)
@@ -98,11 +98,11 @@ def read_problems(base_dir: Path, split: str, fields: Sequence[str] = FIELDS) ->
     if missing := [name for name in names if name not in problems]:
         raise ValueError(f"{base_dir / 'problems.json'} has no problem {missing[0]!r} of the split {split!r}")
     return {
-        name: check_problem(f"{base_dir / 'problems.json'}: problem {name!r}", problems[name], fields) for name in names
+        name: read_problem(f"{base_dir / 'problems.json'}: problem {name!r}", problems[name], fields) for name in names
     }
 
 
-def check_problem(place: str, problem: Row, fields: Sequence[str]) -> Row:
+def read_problem(place: str, problem: Row, fields: Sequence[str]) -> Row:
     """Checks a problem, and makes its choices text, its answer an index of them, and missing texts empty.
 
     Raises:

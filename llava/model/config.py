@@ -85,7 +85,7 @@ class MultimodalConfig:
     """Context length, where the checkpoint states one."""
 
     conv_mode: str | None = None
-    """Name of the prompt template (`llava.conversation`); None: see `llava.serve.engine.templates`."""
+    """Name of the prompt template (`llava.conversation`); None: see `llava.serve.engine.template_warning`."""
 
     qlip: Any = None
     """The tower: None or False is CLIP's uniform grid, True or a dict of `QLIPConfig` fields the quadtree."""

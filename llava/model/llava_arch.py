@@ -19,7 +19,7 @@ from llava.model.config import MultimodalConfig
 from llava.model.embedded_prompts import EmbeddedPromptsMixin, check_columns
 from llava.model.generation_settings import savable_generation
 from llava.model.guidance import add_negative_prompt
-from llava.model.loading.tower_inside import complete_arguments
+from llava.model.loading.checkpoint_tower import complete_arguments
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector

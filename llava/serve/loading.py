@@ -127,7 +127,7 @@ def load_engine(
     from llava.model.multimodal_encoder.builder import takes_quadtree
     from llava.model.multimodal_encoder.qlip_encoder import ALIBI_SETTINGS
     from llava.serve.engine import ChatEngine
-    from llava.serve.engine.templates import warn_of_guess
+    from llava.serve.engine.template_warning import warn_of_guess
     from llava.utils import default_device, demo_model_path
     from qlip.decoder_masks import counts_tokens
 

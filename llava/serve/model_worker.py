@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, run_command
-from llava.serve.http.addresses import bracketed, host_of, is_loopback, local_url, machine_address
+from llava.serve.http.addresses import format_host, host_of, is_loopback, local_url, machine_address
 from llava.serve.http.flags import (
     add_engine_flags,
     add_server_flags,
@@ -109,7 +109,7 @@ def _find_conflict_of_host(args: argparse.Namespace) -> str | None:
     if not is_loopback(host_of(args.controller_address)):
         return (
             f"--controller-address {args.controller_address} may be another machine's, which would not reach this one"
-            f" at {bracketed(host)}; give {example}"
+            f" at {format_host(host)}; give {example}"
         )
     return None
 

@@ -167,7 +167,7 @@ def _check_choices(model: ModelArguments, data: DataArguments, training: Trainin
     ):
         if value not in allowed:
             raise ValueError(f"--{name} is {value!r}; allowed are {', '.join(map(str, allowed))}")
-    if not is_known(data.image_aspect_ratio):
+    if not is_supported_aspect_ratio(data.image_aspect_ratio):
         ratios = ", ".join((*ASPECT_RATIOS, "anyres", "anyres_max_N"))
         raise ValueError(f"--image_aspect_ratio is {data.image_aspect_ratio!r}; allowed are {ratios}")
     if data.image_grid_pinpoints is not None:
@@ -211,7 +211,7 @@ def _check_evaluation(data: DataArguments, training: TrainingArguments) -> None:
         raise ValueError(f"--{wanted[0]} is given, but --eval_strategy is no; allowed are steps and epoch")
 
 
-def is_known(aspect_ratio: str | None) -> TypeGuard[str]:
+def is_supported_aspect_ratio(aspect_ratio: str | None) -> TypeGuard[str]:
     """Whether training prepares images in this way."""
     return aspect_ratio in ASPECT_RATIOS or is_anyres(aspect_ratio)
 

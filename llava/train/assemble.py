@@ -24,7 +24,7 @@ from llava.model.multimodal_encoder.builder import override_flag
 from llava.model.multimodal_encoder.pretrained import drops_last_layer, vision_config
 from llava.model.vision.anyres import has_newline
 from llava.model.vision_setup import NEWLINE
-from llava.train.arguments import ParsedArguments, is_known
+from llava.train.arguments import ParsedArguments, is_supported_aspect_ratio
 from llava.train.lora import add_adapters
 from llava.train.parameters import choose_parameters, is_deepspeed, is_fsdp, set_dtypes
 from llava.train.tiles import choose_tiles, keep_aspect_ratio, record_tiles
@@ -127,7 +127,7 @@ def resolve_version(args: ParsedArguments) -> str:
 def warn_of_defaults(args: ParsedArguments, config: ImageLanguageConfig, template: str) -> None:
     """Warns where a flag's default replaces what a LLaVA checkpoint was trained with."""
     own = config.conv_mode or default_template(config)
-    aspect = config.image_aspect_ratio if is_known(config.image_aspect_ratio) else "square"
+    aspect = config.image_aspect_ratio if is_supported_aspect_ratio(config.image_aspect_ratio) else "square"
     length = config.tokenizer_model_max_length or args.training.model_max_length
     for flag, chosen, before, same in (
         ("version", template, own, conv_templates.get(own) == conv_templates[template]),

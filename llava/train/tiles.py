@@ -8,14 +8,18 @@ from typing import Any
 from llava.image_geometry import is_anyres, read_pinpoints
 from llava.model.config import MultimodalConfig, check_tiling
 from llava.model.vision.anyres import joins_tiles
-from llava.train.arguments import ParsedArguments, is_known
+from llava.train.arguments import ParsedArguments, is_supported_aspect_ratio
 
 
 def keep_aspect_ratio(args: ParsedArguments, config: MultimodalConfig) -> None:
     """Keeps a checkpoint's aspect ratio without the flag, if it has tiles, or a quadtree, which does not read it."""
     has_quadtree = config.qlip if args.model.qlip is None else args.model.qlip
     is_free = config.has_tower and "image_aspect_ratio" not in args.given
-    if is_free and (has_quadtree or is_anyres(config.image_aspect_ratio)) and is_known(config.image_aspect_ratio):
+    if (
+        is_free
+        and (has_quadtree or is_anyres(config.image_aspect_ratio))
+        and is_supported_aspect_ratio(config.image_aspect_ratio)
+    ):
         args.data.image_aspect_ratio = config.image_aspect_ratio
 
 

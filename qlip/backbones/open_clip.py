@@ -79,7 +79,7 @@ def check_fits(model: Any) -> None:
         )
 
 
-def find_tower(model: Any) -> nn.Module | None:
+def find_visual(model: Any) -> nn.Module | None:
     """Finds the vision transformer of an open_clip model, or of the timm model that it wraps; None for other models."""
     if type(model).__module__.split(".")[0] != "open_clip" or not hasattr(model, "visual"):
         return None

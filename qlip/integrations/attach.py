@@ -185,7 +185,7 @@ def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
         return model.model.vision_tower, feature_layers(model.config)
     if isinstance(model, CONTRASTIVE_MODELS):
         return model.vision_model, -1
-    if (tower := open_clip.find_tower(model)) is not None:
+    if (tower := open_clip.find_visual(model)) is not None:
         return tower, -1
     if hasattr(model, "_orig_mod"):
         raise TypeError(f"{type(model).__name__} is compiled; attach model._orig_mod, and compile it afterwards")

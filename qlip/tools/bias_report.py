@@ -22,7 +22,7 @@ from qlip.images.pictures import find_pictures, read_picture
 from qlip.mlp import CoordinateMLP
 from qlip.pretrained import load_image_processor, load_projection, load_tower
 from qlip.tools.bias import BiasConfig, Row, choose_sizes, measure
-from qlip.tools.plots import Curve, Panel, check_suffix, plot_panels
+from qlip.tools.plots import Curve, Panel, figure_path, plot_panels
 
 LABELS = {
     "mesoscopic": "mesoscopic bias: cosine to\nnative size, no positions",
@@ -34,7 +34,7 @@ TITLES = {"native": "own aspect ratio", "cropped": "central square"}
 def report_bias(args: argparse.Namespace) -> None:
     """Measures both biases of a tower over a folder, and writes the means and a figure."""
     if args.plot is not None:
-        check_suffix(args.plot)
+        figure_path(args.plot)
     found = find_pictures(args.images)
     for flag, out in (("--out", args.out), ("--plot", args.plot)):
         if out is not None:

@@ -255,7 +255,7 @@ def plot_stacks(path: str | Path, panels: Sequence[Stacks], parts: Sequence[str]
     _save(figure, path)
 
 
-def check_suffix(path: str | Path) -> Path:
+def figure_path(path: str | Path) -> Path:
     """Converts the path of a figure. Raises ValueError unless it ends in .svg or .png."""
     path = Path(path)
     if path.suffix not in (".svg", ".png"):
@@ -264,7 +264,7 @@ def check_suffix(path: str | Path) -> Path:
 
 
 def _save(figure: Figure, path: str | Path) -> None:
-    path = check_suffix(path)
+    path = figure_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".svg":
         FigureCanvasSVG(figure)

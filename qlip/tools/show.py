@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from qlip.command import escaped
+from qlip.command import escape
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
 from qlip.files import check_not_read
@@ -111,12 +111,12 @@ def show_several(
         leaves = find(settings)[1]
         counts = count_tokens(leaves, cutter)
         totals.append(counts)
-        row = f"{counts[0]:8d}{counts[1]:8d}{counts[2]:9d}  {escaped(str(path))}"
+        row = f"{counts[0]:8d}{counts[1]:8d}{counts[2]:9d}  {escape(str(path))}"
         print(json.dumps(describe(path, leaves, cutter)) if args.json else row)
         if len(tiles) < MOST_TILES:
             drawing = draw_leaves(picture, leaves, cell=max(1, (TILE - 1) // max(leaves.grid)))  # lines of whole pixels
             drawing.thumbnail((TILE, TILE))
-            tiles.append((f"{escaped(path.name)}: {counts[0]} tokens", drawing))
+            tiles.append((f"{escape(path.name)}: {counts[0]} tokens", drawing))
         idle &= find_idle(find, leaves, cutter, settings)
     if not tiles:
         raise ValueError(f"none of the {len(paths)} image files can be read")

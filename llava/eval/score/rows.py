@@ -201,7 +201,7 @@ def index_rows(
     """Maps keys to rows, which come with their places for error messages; raises as `read_labelled` does."""
     found: dict[Key, Row] = {}
     for place, row in rows:
-        row = check_row(place, row, (*key, *fields))
+        row = read_row(place, row, (*key, *fields))
         if empty := [field for field in key if row[field] is None]:
             raise ValueError(f"{place}: {empty[0]} is null or NaN; it must be text or a number")
         name = tuple(id_text(row[field]) for field in key)
@@ -213,7 +213,7 @@ def index_rows(
     return found
 
 
-def check_row(place: str, row: Any, fields: Iterable[str]) -> Row:
+def read_row(place: str, row: Any, fields: Iterable[str]) -> Row:
     """Checks that a row has `fields`, and turns numbers in those of `TEXTS` into text.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from llava.eval.run.answerer import right_letters
 from llava.eval.run.answers.jsonl import Rows, read_rows
-from llava.eval.run.answers.metadata import checkpoint_hash, hash_files
+from llava.eval.run.answers.metadata import checkpoint_hash, hash_files, quantisation_name
 from llava.eval.run.inputs.questions import Question
 from llava.eval.sweep.plots import Record
 from llava.model.loading.checkpoint import inspect, require_tower
@@ -80,7 +80,7 @@ def make_task(args: Namespace, questions: Sequence[Question] = ()) -> Task:
         model=_full_name(args.model_path or demo_model_path()),
         model_base=args.model_base and _full_name(args.model_base),
         checkpoint=checkpoint_hash(args.model_path, args.model_base),
-        quantised="8bit" if args.load_8bit else "4bit" if args.load_4bit else None,
+        quantised=quantisation_name(args),
         conv_mode=args.conv_mode,
         questions_sha256=sha256(args.question_file.read_bytes()).hexdigest(),
         image_folder=str(args.image_folder.resolve()),

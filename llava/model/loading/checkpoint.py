@@ -14,9 +14,9 @@ from huggingface_hub.errors import StrictDataclassError
 from llava.model.config import CONFIGS, TEXT_CONFIGS, ImageLanguageConfig, LlavaMptConfig
 from llava.model.llava_arch import MPT_NAMES, TOWER_NAMES
 from llava.model.loading.chat_template import find_template
+from llava.model.loading.checkpoint_tower import complete_tower, resolve_tower_path
 from llava.model.loading.files import read_json, weight_files
 from llava.model.loading.folder import PROJECTOR_FILE
-from llava.model.loading.tower_inside import complete_tower, find_tower
 from llava.model.loading.transformers_format import TRANSFORMERS_NAMES, config_from_transformers
 from llava.model.loading.unsupported import describe_unsupported
 from llava.model.multimodal_encoder.builder import check_scales
@@ -142,5 +142,5 @@ def config_from_llava(values: dict[str, Any], folder: Path) -> ImageLanguageConf
     """
     config_class = {**CONFIGS, **TEXT_CONFIGS}[values["model_type"]]
     config = config_class(**{name: value for name, value in values.items() if name != "model_type"})
-    find_tower(config, folder)
+    resolve_tower_path(config, folder)
     return config

@@ -20,7 +20,7 @@ from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.encoding import encode_in_parts
 from llava.serve.engine.errors import ran_out_of_memory
-from llava.serve.engine.halving import free_and_halve
+from llava.serve.engine.halving import free_and_halve, release_tensors, split_after_failure
 from llava.serve.engine.params import GROWTH, EngineLimits
 from llava.serve.engine.prefill import PlacedPrompt, bias_prompts, place_prompt, prefill
 from llava.serve.engine.prefixes import Prefix, PrefixCache
@@ -134,19 +134,14 @@ class ContinuousBatch:
         if ran_out_of_memory(failure) and self.prefixes.make_room():
             return [streams]
         if len(streams) > 1:
-            if ran_out_of_memory(failure):
-                logger.warning("out of memory with %d requests that join together; trying half as many", len(streams))
-                return list(free_and_halve(streams))
-            logger.warning("%d requests failed as they joined; trying each alone", len(streams), exc_info=failure)
-            return [[stream] for stream in streams]
+            return split_after_failure(streams, failure, "that join together")
         (stream,) = streams
         if ran_out_of_memory(failure) and self._running.streams:
             logger.warning("out of memory for a request beside %d others; it waits", len(self._running.streams))
             self._most_rows = len(self._running.streams)
             self._suspended.append(stream)
         else:
-            # The traceback of an error of memory holds the tensors that did not fit, until the answer is read.
-            stream.answer.fail(failure.with_traceback(None) if ran_out_of_memory(failure) else failure)
+            stream.answer.fail(release_tensors(failure))  # the answer keeps it until it is read
         return []
 
     def _prefill(self, streams: Sequence[RequestStream]) -> Generator[None, None, None]:
@@ -200,10 +195,9 @@ class ContinuousBatch:
         else:
             self._choose(self._running.streams, lambda: self._running.choose(logits))
             return
-        if ran_out_of_memory(failure):
-            failure = failure.with_traceback(None)  # which holds the tensors that did not fit
-            if self._make_room():
-                return
+        failure = release_tensors(failure)
+        if ran_out_of_memory(failure) and self._make_room():
+            return
         logger.warning("%d answers failed during generation", len(self._running.streams), exc_info=failure)
         self._fail(self._running.streams, failure)
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.errors import EngineClosed, Overloaded, ran_out_of_memory
-from llava.serve.engine.halving import free_and_halve
+from llava.serve.engine.halving import release_tensors, split_after_failure
 from llava.serve.engine.params import GROWTH, EngineLimits
 
 T = TypeVar("T")
@@ -189,10 +189,9 @@ class Scheduler:
             return work()
         except Exception as error:
             failure = error
-        if ran_out_of_memory(failure):
-            failure = failure.with_traceback(None)  # which holds the tensors that did not fit
-            if self.free():
-                return work()
+        failure = release_tensors(failure)
+        if ran_out_of_memory(failure) and self.free():
+            return work()
         raise failure
 
     def _note_ended(self, active: Sequence[AnswerStream]) -> None:
@@ -252,8 +251,7 @@ class Scheduler:
             return
         except Exception as error:  # any error ends these answers only, not the model thread
             failure = error
-        if ran_out_of_memory(failure):
-            failure = failure.with_traceback(None)  # which holds the tensors that did not fit
+        failure = release_tensors(failure)
         for part in self._parts_to_retry(batch, failure):
             if left := [answer for answer in part if not answer.row.ended]:
                 self._run(left)
@@ -266,8 +264,4 @@ class Scheduler:
             for answer in begun or batch:
                 answer.fail(failure)
             return [[answer for answer in batch if not answer.row.generated]] if begun else []
-        if ran_out_of_memory(failure):
-            logger.warning("out of memory with %d requests together; trying half as many", len(batch))
-            return list(free_and_halve(batch))
-        logger.warning("a batch of %d requests failed; trying each alone", len(batch), exc_info=failure)
-        return [[answer] for answer in batch]
+        return split_after_failure(batch, failure, "together")

@@ -24,10 +24,10 @@ def is_loopback(host: str) -> bool:
 
 def url_of(host: str, port: int) -> str:
     """Formats a host and a port as the URL of a server; an IPv6 address gets its brackets."""
-    return f"http://{bracketed(host)}:{port}"
+    return f"http://{format_host(host)}:{port}"
 
 
-def bracketed(host: str) -> str:
+def format_host(host: str) -> str:
     """Formats a host as URLs have it: an IPv6 address in brackets, anything else as it is."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 

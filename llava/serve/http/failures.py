@@ -78,11 +78,11 @@ def explain_routing(status: int, method: str, detail: str) -> Failure:
     if status == 404:
         return Failure(404, "not_found", "there is nothing under this path")
     if status == 405:
-        return Failure(405, "method_not_allowed", f"this path does not take {shortened(method)}")
+        return Failure(405, "method_not_allowed", f"this path does not take {shorten_value(method)}")
     return Failure(status, "invalid_request", detail)
 
 
-def shortened(value: object) -> str:
+def shorten_value(value: object) -> str:
     """Formats a value for an error, in about sixty characters at most."""
     words = reprlib.Repr()
     words.maxstring = words.maxother = words.maxlong = 60

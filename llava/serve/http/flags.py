@@ -8,7 +8,7 @@ import os
 from llava.command import integer
 from llava.serve.engine.params import EngineLimits
 from llava.serve.http.addresses import media_host
-from llava.serve.http.failures import shortened
+from llava.serve.http.failures import shorten_value
 from llava.serve.http.limits import MAX_NAME, ConnectionLimits, RequestLimits
 from llava.serve.http.listening import port_number
 from qlip.images.limits import ImageLimits
@@ -116,7 +116,7 @@ def key_text(text: str) -> str:
 def name_text(text: str) -> str:
     """Reads a flag that takes a model's name for clients, as a controller takes it."""
     if not 0 < len(text) <= MAX_NAME or not text.isprintable():
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a name of 1 to {MAX_NAME} printable characters")
+        raise argparse.ArgumentTypeError(f"{shorten_value(text)} is not a name of 1 to {MAX_NAME} printable characters")
     return text
 
 

@@ -10,7 +10,7 @@ from llava.serve.decoding.pool import UnopenedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.engine.prompting import Turn, build_conversation
-from llava.serve.http.failures import Failure, shortened
+from llava.serve.http.failures import Failure, shorten_value
 from llava.serve.http.limits import RequestLimits
 from llava.serve.http.metrics import Metrics
 from llava.serve.openai.errors import Refusal, refusing
@@ -71,7 +71,7 @@ class Chat:
         """Raises Refusal unless the model is served under this name."""
         if name not in self.settings.model_names:
             served = ", ".join(self.settings.model_names)
-            message = f"no model {shortened(name)} here; this server has {served}"
+            message = f"no model {shorten_value(name)} here; this server has {served}"
             raise Refusal(Failure(404, "model_not_found", message), param)
 
     def _check_sizes(self, asked: ChatRequest) -> None:

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from llava.serve.engine.errors import ran_out_of_memory
-from llava.serve.http.failures import Failure, explain, explain_routing, shortened
+from llava.serve.http.failures import Failure, explain, explain_routing, shorten_value
 from llava.serve.http.metrics import Metrics
 from llava.serve.http.replies import error_response
 from llava.serve.http.routing import route_path
@@ -57,8 +57,8 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     def report(failure: Failure, param: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
         metrics.failed(failure)
-        failure = replace(failure, message=clipped(failure.message))
-        return error_response(failure, param and clipped(param), headers)
+        failure = replace(failure, message=clip_text(failure.message))
+        return error_response(failure, param and clip_text(param), headers)
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> Response:
@@ -106,10 +106,10 @@ def explain_invalid(error: RequestValidationError) -> tuple[Failure, str | None]
     if not missing and first["input"] is None:
         message += ", got null"
     elif not missing and isinstance(first["input"], (str, int, float)):
-        message += f", got {shortened(first['input'])}"
+        message += f", got {shorten_value(first['input'])}"
     return Failure(400, code, message), param
 
 
-def clipped(text: str, most: int = 500) -> str:
+def clip_text(text: str, most: int = 500) -> str:
     """Truncates a text to `most` characters: a reply need not repeat all of a request."""
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 
 from llava.images import DEFAULT_LIMITS
 from llava.mm_utils import get_model_name_from_path
-from llava.serve.http.addresses import bracketed
+from llava.serve.http.addresses import format_host
 from llava.serve.http.flags import api_keys
 from llava.serve.http.listening import take_address
 from llava.serve.loading import DEMO_NOTICE, QLIP_FLAGS, check_model_flags, load_engine
@@ -114,7 +114,7 @@ def serve(
     page.queue(default_concurrency_limit=concurrency, max_size=16 * concurrency)
     with redirect_stdout(StringIO()):  # Gradio's hints name its own flags, and take ten lines where a link fails
         page.launch(
-            server_name=bracketed(host),  # Gradio makes its page's URL of it
+            server_name=format_host(host),  # Gradio makes its page's URL of it
             server_port=port,
             share=share,
             prevent_thread_lock=True,

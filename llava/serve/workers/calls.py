@@ -12,7 +12,7 @@ from llava.serve.http.auth import bearer_header
 from llava.serve.workers.frames import ErrorCode, split_frames
 from llava.serve.workers.protocol import ANSWERS, STATUS, WorkerStatus, parsed
 from llava.tls import tls_context
-from qlip.command import escaped
+from qlip.command import escape
 
 TIMEOUT = 5.0  # seconds for a controller's reply
 ANSWER_TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # a worker repeats its last frame more often than that
@@ -136,9 +136,9 @@ def _read_text(frame: bytes, status: int) -> str:
         message = json.loads(frame)
         text, code = message["text"], message["error_code"]
     except (ValueError, LookupError, TypeError):
-        raise RuntimeError(f"HTTP {status}: {escaped(frame[:500].decode(errors='replace'))}") from None
+        raise RuntimeError(f"HTTP {status}: {escape(frame[:500].decode(errors='replace'))}") from None
     if code != ErrorCode.NONE:
-        raise RuntimeError(f"{escaped(str(text))} (error code {code})")
+        raise RuntimeError(f"{escape(str(text))} (error code {code})")
     return text
 
 
@@ -169,6 +169,6 @@ def describe_error(error: Exception) -> str:
     if not isinstance(error, httpx.HTTPStatusError):
         return str(error) or type(error).__name__
     try:
-        return escaped(str(error.response.json()["error"]["message"]))
+        return escape(str(error.response.json()["error"]["message"]))
     except (ValueError, LookupError, TypeError):
         return f"HTTP {error.response.status_code}"

@@ -13,10 +13,10 @@ from pydantic_core import PydanticCustomError
 
 from llava.serve.engine.params import Sampling
 from llava.serve.http.addresses import host_of
-from llava.serve.http.failures import Failure, shortened
+from llava.serve.http.failures import Failure, shorten_value
 from llava.serve.http.limits import MAX_NAME
 from llava.serve.openai.fields import QLIPFields
-from qlip.command import escaped
+from qlip.command import escape
 
 ANSWERS, STATUS = "/worker_generate_stream", "/worker_get_status"
 """Paths that workers and controllers serve."""
@@ -38,7 +38,7 @@ def _checked_name(name: str) -> str:
     """Refuses names that would forge lines of a log, or write to the terminal that shows it."""
     if not name.isprintable():
         words = "a name holds printable characters only, no control characters such as line feeds, got {name}"
-        raise PydanticCustomError("not_printable", words, {"name": shortened(name)})
+        raise PydanticCustomError("not_printable", words, {"name": shorten_value(name)})
     return name
 
 
@@ -150,7 +150,7 @@ def invalid(errors: Iterable[Mapping[str, Any]]) -> Failure:
     """
     messages = []
     for error in errors:
-        where = ".".join(escaped(str(part)[:40]) for part in error["loc"] if part != "body")
+        where = ".".join(escape(str(part)[:40]) for part in error["loc"] if part != "body")
         messages.append(f"{where}: {error['msg']}" if where else str(error["msg"]))
     return Failure(400, "invalid_request", "; ".join(messages[:5]))
 

@@ -20,7 +20,7 @@ from llava.serve.engine.errors import GenerationError
 from llava.serve.http.auth import RequireKey, SameOrigin
 from llava.serve.http.bodies import BodyLimit, take_body
 from llava.serve.http.disconnects import reply_unless_gone
-from llava.serve.http.failures import RequestError, explain, explain_routing, shortened
+from llava.serve.http.failures import RequestError, explain, explain_routing, shorten_value
 from llava.serve.http.guards import MemoryGuard
 from llava.serve.http.limits import RequestLimits
 from llava.serve.http.metrics import Metrics
@@ -86,7 +86,7 @@ class ModelWorker:
         """
         if name and name not in self.model_names:
             served = ", ".join(self.model_names)
-            raise RequestError(404, "model_not_found", f"no model {shortened(name)} here; this worker has {served}")
+            raise RequestError(404, "model_not_found", f"no model {shorten_value(name)} here; this worker has {served}")
 
     async def _submit(self, request: protocol.GenerateRequest) -> AnswerStream:
         sampling, options = request.sampling(), qlip_of(request.qlip)

@@ -50,8 +50,8 @@ class Decoder:
     """Decodes JSON values; NaN and Infinity, which Python's own decoder takes, are errors."""
 
     def __init__(self) -> None:
-        self._unlawful: list[str] = []
-        self._decoder = json.JSONDecoder(parse_constant=self._unlawful.append, parse_int=_read_integer)
+        self._invalid: list[str] = []
+        self._decoder = json.JSONDecoder(parse_constant=self._invalid.append, parse_int=_read_integer)
 
     def decode_at(self, text: str, start: int) -> tuple[Any, int, str | None]:
         """Decodes the value that begins at `start`.
@@ -62,12 +62,16 @@ class Decoder:
         Raises:
             ValueError: it is not readable.
         """
-        self._unlawful.clear()
+        self._invalid.clear()
         try:
             value, end = self._decoder.raw_decode(text, start)
         except RecursionError:
             raise ValueError("brackets are nested too deeply") from None
-        return value, end, f"{self._unlawful[0]} is not JSON; allowed are numbers and null" if self._unlawful else None
+        return (
+            value,
+            end,
+            f"{self._invalid[0]} is not JSON; allowed are numbers and null" if self._invalid else None,
+        )
 
     def decode(self, data: bytes) -> Any:
         """Decodes a whole text.

@@ -16,7 +16,7 @@ from qlip.tools.plots import (
     Curve,
     Panel,
     Stacks,
-    check_suffix,
+    figure_path,
     find_borders,
     plot_curves,
     plot_heat_map,
@@ -161,7 +161,7 @@ def test_a_heat_map_of_nothing_but_nan_is_drawn(tmp_path):
         (lambda path: plot_curves(path.with_suffix(".pdf"), [LINE], "x", "y"), "got 'figure.pdf'"),
         (lambda path: plot_stacks(path, [], ["part"]), "0 panels of 1 parts"),
         (lambda path: plot_stacks(path, STACKS, "abcdefg"), f"at most {len(FILLS)} parts"),
-        (lambda path: check_suffix("figure"), "as .svg or .png, got 'figure'"),
+        (lambda path: figure_path("figure"), "as .svg or .png, got 'figure'"),
         (lambda path: plot_heat_map(path, [[1, 2]], ["a"], ["b"], "r", "c", "v"), r"\(1, 2\), but there are 1 rows"),
     ],
 )

@@ -6,7 +6,6 @@ import json
 import platform
 from argparse import Namespace
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from llava.model.loading.checkpoint import inspect
 from llava.model.loading.folder import local_folder
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
-from llava.utils import demo_model_path
+from llava.utils import demo_model_path, installed
 
 PACKAGES = ("llava-qlip", "torch", "transformers", "tokenizers", "pillow", "numpy")
 """Packages whose version may change an answer."""
@@ -55,12 +54,17 @@ def run_settings(engine: ChatEngine, sampling: Sampling, seed: int, args: Namesp
             "seed": seed if sampling.temperature > 0 else None,
         },
         "checkpoint": checkpoint,
-        "quantised": "8bit" if args.load_8bit else "4bit" if args.load_4bit else None,
+        "quantised": quantisation_name(args),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
     }
     return json.loads(json.dumps(values))
+
+
+def quantisation_name(args: Namespace) -> str | None:
+    """Names the quantisation that the flags ask for: "8bit", "4bit" or None."""
+    return "8bit" if args.load_8bit else "4bit" if args.load_4bit else None
 
 
 def checkpoint_hash(model_path: str | None, model_base: str | None) -> str:
@@ -99,11 +103,3 @@ def hash_files(files: list[Path]) -> str:
                 stream.seek((size - SAMPLE) * number // (SAMPLES - 1))
                 digest.update(stream.read(SAMPLE))
     return f"sha256{'' if whole else '-sampled'}:{digest.hexdigest()}"
-
-
-def _version(package: str) -> str | None:
-    """Reads a package's version; None if it is not installed, as ours may not be when it runs from a source folder."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

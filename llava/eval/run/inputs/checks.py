@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from llava.eval.run.inputs.questions import Question, chunk
+from llava.eval.run.inputs.questions import Question, chunk, short_hash
 from llava.images import FORMATS, ImageError, read_base64
 from qlip.images.limits import LOCAL_LIMITS, check_header
 from qlip.images.pictures import BROKEN
@@ -157,7 +157,7 @@ def hash_image(source: str | Path | None) -> str | None:
                 digest.update(piece)
     except OSError:
         return None
-    return f"sha256:{digest.hexdigest()[:16]}"
+    return short_hash(digest)
 
 
 def _read_header(file: BinaryIO) -> None:

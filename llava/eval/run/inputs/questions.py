@@ -63,7 +63,12 @@ class Question:
     @property
     def text_hash(self) -> str:
         """Identifies the text that the model gets, of which `prompt` may be a part."""
-        return f"sha256:{sha256(self.text.encode()).hexdigest()[:16]}"
+        return short_hash(sha256(self.text.encode()))
+
+
+def short_hash(digest: Any) -> str:
+    """Formats a digest of SHA-256 by its first 16 characters, which distinguish pictures and texts well enough."""
+    return f"sha256:{digest.hexdigest()[:16]}"
 
 
 def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> list[Question]:
@@ -216,7 +221,7 @@ def _make_rounds(row: Mapping[str, str], image: str, ending: str, all_rounds: bo
             break
         options.append(row[letter])
     letters = list(OPTIONS[: len(options)])
-    image_name = f"sha256:{sha256(image.encode()).hexdigest()[:16]}"
+    image_name = short_hash(sha256(image.encode()))
     stem = row["question"] if is_missing(row["hint"]) else f"{row['hint']}\n{row['question']}"
     name = int(row["index"]) if row["index"].isdecimal() else row["index"]
     questions = []

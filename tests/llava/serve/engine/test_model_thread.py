@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.serve.engine import scheduler
+from llava.serve.engine import halving
 from llava.serve.engine.errors import GenerationError
 from llava.serve.engine.params import Sampling
 from tests.llava.serve.engine.engines import FIRST_ANSWER, NewEngine, submit
@@ -52,7 +52,7 @@ def test_so_does_a_failure_to_make_room(
     def fail(batch: Any) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(scheduler, "free_and_halve", fail)
+    monkeypatch.setattr(halving, "free_and_halve", fail)
     generate, gate = engine.scheduler.generate, threading.Event()
 
     def run_out(batch: Any) -> None:

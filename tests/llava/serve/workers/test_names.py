@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava.serve.workers.calls import describe_error
-from qlip.command import escaped
+from qlip.command import escape
 from tests.llava.serve.workers.controllers import STATUS, A, Setup, ask, registration
 
 FORGED = ["m\n2026-01-01 | INFO | dropped everything", "m\r", "\x1b[2J", "m\x00", "m\u2028", "m\u202e", "\x7f"]
@@ -59,7 +59,7 @@ def test_the_words_of_a_controller_are_one_line_in_the_log_of_a_worker() -> None
 
 @given(st.text())
 def test_what_is_escaped_is_printable_and_what_is_printable_stays(text: str) -> None:
-    assert escaped(text).isprintable()
-    assert escaped(escaped(text)) == escaped(text)
+    assert escape(text).isprintable()
+    assert escape(escape(text)) == escape(text)
     if text.isprintable():
-        assert escaped(text) == text
+        assert escape(text) == text

@@ -45,7 +45,7 @@ def complete_arguments(model_class: Any, path: Any, arguments: dict[str, Any]) -
     if config.mm_vision_config is not None or config.mm_vision_tower is None:
         return arguments
     folder = local_folder(str(path), **hub) / part
-    find_tower(config, folder)
+    resolve_tower_path(config, folder)
     complete_tower(config, folder, **{name: value for name, value in hub.items() if name != "revision"})
     if is_built:
         return arguments
@@ -57,7 +57,7 @@ def _tower_fields(config: MultimodalConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def find_tower(config: MultimodalConfig, folder: Path) -> None:
+def resolve_tower_path(config: MultimodalConfig, folder: Path) -> None:
     """Makes `mm_vision_tower` a path if it names a folder within the checkpoint's."""
     tower = config.mm_vision_tower
     if tower is not None and (folder / tower).is_dir() and (folder / tower / "config.json").is_file():

@@ -14,7 +14,7 @@ from PIL import Image
 from llava.eval import model_vqa_loader, run_llava
 from llava.model.loading.chat_template import choose_template
 from llava.serve import cli
-from llava.serve.engine.templates import guess_template
+from llava.serve.engine.template_warning import guess_template
 from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
 from tests.llava.model.loading.test_chat_template import LLAMA_3
 
@@ -43,7 +43,7 @@ def picture(tmp_path: Path) -> str:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.message for record in caplog.records if record.name == "llava.serve.engine.templates"]
+    return [record.message for record in caplog.records if record.name == "llava.serve.engine.template_warning"]
 
 
 @pytest.mark.parametrize(("name", "template"), NAMES.items())
