@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
+from functools import cache
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Criterion = Literal["gradient", "structure", "variance", "diagonal", "random"]
 Layout = Literal["aligned", "centered"]
@@ -50,6 +51,12 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     allowed = get_args(choices)
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+
+
+@cache
+def list_choices(kind: type) -> dict[str, Any]:
+    """Lists the fields of a class of settings that are one of several words, with their Literal types."""
+    return {name: hint for name, hint in get_type_hints(kind).items() if get_origin(hint) is Literal}
 
 
 @dataclass(frozen=True)
@@ -171,18 +178,8 @@ class QLIPConfig:
         for name, value in list(vars(self).items()):
             if isinstance(value, Real) and type(value) not in (bool, int, float):  # numpy scalars, as from np.arange
                 object.__setattr__(self, name, int(value) if isinstance(value, Integral) else float(value))
-        check_choice("criterion", self.criterion, Criterion)
-        check_choice("geometry", self.geometry, Geometry)
-        check_choice("layout", self.layout, Layout)
-        check_choice("interpolation", self.interpolation, Interpolation)
-        check_choice("leaf_position", self.leaf_position, LeafPosition)
-        check_choice("placement", self.placement, Placement)
-        check_choice("coarsest", self.coarsest, Coarsest)
-        check_choice("budget", self.budget, Budget)
-        check_choice("split_order", self.split_order, SplitOrder)
-        check_choice("tiling", self.tiling, Tiling)
-        check_choice("llm_positions", self.llm_positions, LLMPositions)
-        check_choice("llm_weight", self.llm_weight, LLMWeight)
+        for name, allowed in list_choices(QLIPConfig).items():
+            check_choice(name, getattr(self, name), allowed)
         check_threshold(self.alpha)
         for name in ("mlp_residual", "noise_floor", "thumbnail"):
             if not isinstance(getattr(self, name), bool):

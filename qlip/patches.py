@@ -85,9 +85,8 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14, geometr
         pixels = _pixels(image, leaves.boxes[chosen], patch_size)
         if size > 1:
             out = (patch_size, patch_size)
-            pixels = F.interpolate(
-                pixels.float(), out, mode="bilinear", antialias=True
-            )  # CPUs do not support half here
+            pixels = pixels.float()  # CPUs do not support half here
+            pixels = F.interpolate(pixels, out, mode="bilinear", antialias=True)
         patches[chosen.to(image.device)] = pixels.to(image.dtype)
     return patches
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.config import check_merge_type
@@ -67,19 +67,28 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
     if has_newline(config) and getattr(model, "image_newline", None) is None:
         model.image_newline = make_newline(config, like=model.embed_tokens.weight)
     if (file := getattr(args, "pretrain_mm_mlp_adapter", None)) is not None:
-        saved = _read(file)
-        state = {name.split("mm_projector.")[1]: tensor for name, tensor in saved.items() if "mm_projector." in name}
-        if unlike := projector.state_dict().keys() ^ state.keys():
-            raise ValueError(f"{file} is not a {config.mm_projector_type!r} projector: {sorted(unlike)[0]!r} differs")
-        with whole_parameters(*projector.parameters()):
-            for name, own in projector.state_dict().items():
-                _check_shape(file, f"mm_projector.{name}", state[name], own)
-            projector.load_state_dict(state)
-        if has_newline(config) and NEWLINE in saved:
-            with torch.no_grad(), whole_parameters(model.image_newline):
-                _check_shape(file, NEWLINE, saved[NEWLINE], model.image_newline)
-                model.image_newline.copy_(saved[NEWLINE])
+        _load_projector(file, model, projector)
     model.mm_projector = projector
+
+
+def _load_projector(file: Any, model: Any, projector: nn.Module) -> None:
+    """Reads a file's weights into a projector, and into the newline of a model that has one.
+
+    Raises:
+        ValueError: the file holds another projector.
+    """
+    saved, config = _read(file), model.config
+    state = {name.split("mm_projector.")[1]: tensor for name, tensor in saved.items() if "mm_projector." in name}
+    if unlike := projector.state_dict().keys() ^ state.keys():
+        raise ValueError(f"{file} is not a {config.mm_projector_type!r} projector: {sorted(unlike)[0]!r} differs")
+    with whole_parameters(*projector.parameters()):
+        for name, own in projector.state_dict().items():
+            _check_shape(file, f"mm_projector.{name}", state[name], own)
+        projector.load_state_dict(state)
+    if has_newline(config) and NEWLINE in saved:
+        with torch.no_grad(), whole_parameters(model.image_newline):
+            _check_shape(file, NEWLINE, saved[NEWLINE], model.image_newline)
+            model.image_newline.copy_(saved[NEWLINE])
 
 
 def check_own_parts(model: Any, tower: VisionTower, args: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -139,7 +140,7 @@ def warn_of_defaults(args: ParsedArguments, config: ImageLanguageConfig, templat
 
 
 def choose_vision(args: ParsedArguments, config: ImageLanguageConfig) -> SimpleNamespace | None:
-    """Chooses the tower's and projector's settings, and brings the configuration in line before weights are loaded.
+    """Chooses the tower's and projector's settings, and updates the configuration before weights are loaded.
 
     Args:
         args: the command line; its flags win over a LLaVA checkpoint's settings.
@@ -155,27 +156,14 @@ def choose_vision(args: ParsedArguments, config: ImageLanguageConfig) -> SimpleN
     if isinstance(flag, dict) and flag.get("mlp"):
         flag = {**flag, "mlp": str(Path(flag["mlp"]).absolute())}
     override_flag(config, flag)
-    own = config.has_tower
-    if not own and args.model.vision_tower is None:
+    if not config.has_tower and args.model.vision_tower is None:
         return None
-    chosen = {name: getattr(config if own and name not in args.given else args.model, name) for name in VISION_FIELDS}
-    inside = config.mm_vision_config
-    if inside is not None and chosen["mm_vision_select_layer"] == -2 and drops_last_layer(vision_config(inside)):
-        chosen["mm_vision_select_layer"] = -1  # LLaVA-NeXT's commands count the layer that its checkpoints lack
-    if own and chosen["mm_projector_type"] != config.mm_projector_type:
-        raise ValueError(
-            f"--mm_projector_type is {chosen['mm_projector_type']!r}, but {args.model.model_name_or_path} has a"
-            f" {config.mm_projector_type!r} projector; leave the flag out"
-        )
     tower = args.model.vision_tower or config.mm_vision_tower
-    if own:
-        if config.mm_vision_config is not None and tower != config.mm_vision_tower:
-            logger.warning(
-                "--vision_tower %s is not loaded: %s holds its own tower", tower, args.model.model_name_or_path
-            )
-        config.mm_vision_tower = config.mm_vision_tower if config.mm_vision_config is not None else tower
-        for name, value in chosen.items():
-            setattr(config, name, value)
+    if config.has_tower:
+        chosen = _choose_vision_fields(args, config)
+        _update_vision(config, chosen, tower, args.model.model_name_or_path)
+    else:
+        chosen = {name: getattr(args.model, name) for name in VISION_FIELDS}
     return SimpleNamespace(
         vision_tower=tower,
         qlip=config.qlip,
@@ -183,6 +171,36 @@ def choose_vision(args: ParsedArguments, config: ImageLanguageConfig) -> SimpleN
         tune_mm_mlp_adapter=args.model.tune_mm_mlp_adapter,
         **chosen,
     )
+
+
+def _choose_vision_fields(args: ParsedArguments, config: ImageLanguageConfig) -> dict[str, Any]:
+    """Chooses the settings of the tower and the projector that a checkpoint has: its own, but for given flags.
+
+    Raises:
+        ValueError: another projector than the checkpoint's.
+    """
+    chosen = {name: getattr(args.model if name in args.given else config, name) for name in VISION_FIELDS}
+    inside = config.mm_vision_config
+    if inside is not None and chosen["mm_vision_select_layer"] == -2 and drops_last_layer(vision_config(inside)):
+        chosen["mm_vision_select_layer"] = -1  # LLaVA-NeXT's commands count the layer that its checkpoints lack
+    if chosen["mm_projector_type"] != config.mm_projector_type:
+        raise ValueError(
+            f"--mm_projector_type is {chosen['mm_projector_type']!r}, but {args.model.model_name_or_path} has a"
+            f" {config.mm_projector_type!r} projector; leave the flag out"
+        )
+    return chosen
+
+
+def _update_vision(
+    config: ImageLanguageConfig, chosen: Mapping[str, Any], tower: str | None, model: str | None
+) -> None:
+    """Writes the settings into a configuration; a checkpoint that holds its own tower keeps it."""
+    if config.mm_vision_config is None:
+        config.mm_vision_tower = tower
+    elif tower != config.mm_vision_tower:
+        logger.warning("--vision_tower %s is not loaded: %s holds its own tower", tower, model)
+    for name, value in chosen.items():
+        setattr(config, name, value)
 
 
 def load_start_model(

@@ -23,4 +23,4 @@ class Scale:
     """Whether latency and memory are promises; a short run, on a busy machine, only prints them."""
 
 
-QUICK = Scale(seconds=1.0, quiet=0.5, burst=40, large_bodies=6, slow_images=1, measured=False)
+QUICK = Scale(seconds=1.0, quiet=0.5, burst=40, large_bodies=2, slow_images=1, measured=False)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
 from llava.eval.run.answers.answer_file import PER_ROW, AnswerFile, check_settings
@@ -70,24 +71,46 @@ def record(
         ValueError: the answers so far, or two of the new ones, were made with different settings.
     """
     processes = processes or Processes()
-    known = settings is not None
-    if settings is not None:
-        _start(answers, settings, resume, processes)
-    held: list[Row] = []  # errors, which do not show the settings
     with closing(Progress(total, show=processes.is_first and total > 0)) as progress:
-        for rows in batches:
-            if not known:
-                before, settings = settings, _shown_settings(rows, settings)
-                if before is None and settings is not None:
-                    _start(answers, settings, resume, processes)
-            held += rows
-            progress.add(rows)
-            if settings is not None:
-                answers.append(held)
-                held = []
-    if settings is None:
-        answers.start(resume)
-        answers.append(held)
+        counted = _count(batches, progress)
+        if settings is None:
+            settings, counted = _find_settings(counted)
+        if settings is None:  # nothing but errors
+            answers.start(resume)
+        else:
+            _start(answers, settings, resume, processes)
+        for rows in counted:
+            answers.append(rows)
+
+
+def _count(batches: Iterable[Sequence[Row]], progress: Progress) -> Iterator[Sequence[Row]]:
+    """Passes rows on, and shows how many have come."""
+    for rows in batches:
+        progress.add(rows)
+        yield rows
+
+
+def _find_settings(batches: Iterable[Sequence[Row]]) -> tuple[Mapping[str, Any] | None, Iterator[Sequence[Row]]]:
+    """Reads the settings from the first answer; None if there is none, since errors do not show them.
+
+    Returns:
+        The settings, and all batches, which raise ValueError at an answer with other settings.
+    """
+    held, later = list[Row](), iter(batches)
+    for rows in later:
+        held += rows
+        if (first := next((row for row in rows if "text" in row), None)) is not None:
+            settings = {name: value for name, value in first["metadata"].items() if name not in PER_ROW}
+            return settings, _check_settings(chain([held], later), settings)
+    return None, iter([held])
+
+
+def _check_settings(batches: Iterable[Sequence[Row]], settings: Mapping[str, Any]) -> Iterator[Sequence[Row]]:
+    for rows in batches:
+        for row in rows:
+            if "text" in row:
+                check_settings("an answer from another node", row, settings)
+        yield rows
 
 
 def _start(answers: AnswerFile, settings: Mapping[str, Any], resume: bool, processes: Processes) -> None:
@@ -97,17 +120,6 @@ def _start(answers: AnswerFile, settings: Mapping[str, Any], resume: bool, proce
     if processes.is_first:
         answers.start(resume)
     processes.wait()
-
-
-def _shown_settings(rows: Sequence[Row], settings: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Reads the settings from the first answer, and raises ValueError unless all answers have the same."""
-    for row in rows:
-        if "text" not in row:
-            continue
-        if settings is None:
-            settings = {name: value for name, value in row["metadata"].items() if name not in PER_ROW}
-        check_settings("an answer from another node", row, settings)
-    return settings
 
 
 def report(name: str, answers: AnswerFile, args: argparse.Namespace, questions: Sequence[Question]) -> int:
