@@ -53,14 +53,14 @@ class Demo(PictureHandlers):
         self.feedback = feedback
         self._voted: Latest[str | None, int] = Latest()  # the hash of each visitor's last vote
 
-    @keep_outputs(4)
+    @keep_outputs(3)
     async def ask(
         self, request: gr.Request, session: Session, press: Any, question: Any, *controls: Any
-    ) -> AsyncGenerator[tuple[Session, Messages, str, Any], None]:
-        """Streams the answer; yields session, chat, cost line and the question box's text.
+    ) -> AsyncGenerator[tuple[Session, Messages, str], None]:
+        """Streams the answer; yields session, chat and cost line.
 
-        The box is emptied once the request is accepted. If the model fails before its first text, the question is put
-        back.
+        The browser empties the question box once the chat shows the question, and puts it back if the chat loses it:
+        the model has failed before its first text then.
         """
         with errors_as_toasts():
             text = read_question(question)
@@ -76,7 +76,7 @@ class Demo(PictureHandlers):
                     run.session = step[0]
                     yield step
             if (last := self._end_talk(run)) is not None:
-                yield *last, gr.skip()
+                yield last
 
     @keep_outputs(3)
     async def regenerate(
@@ -92,9 +92,9 @@ class Demo(PictureHandlers):
                 raise toast_error("There is no answer to regenerate. Ask something first.")
             asked = self._converse(before, before.without_last(), before.last_question, controls)
             async with aclosing(run.until_stopped(asked)) as steps:
-                async for *step, _ in steps:
+                async for step in steps:
                     run.session = step[0]
-                    yield step[0], step[1], step[2]
+                    yield step
             if (last := self._end_talk(run)) is not None:
                 yield last
 
@@ -228,8 +228,8 @@ class Demo(PictureHandlers):
 
     async def _converse(
         self, before: Session, session: Session, question: str, controls: tuple[Any, ...]
-    ) -> AsyncGenerator[tuple[Session, Messages, str, Any], None]:
-        """Yields session, messages, cost and question box as the answer grows, once the request is accepted.
+    ) -> AsyncGenerator[tuple[Session, Messages, Any], None]:
+        """Yields session, messages and cost as the answer grows, once the request is accepted.
 
         Args:
             before: The session to return to if the model fails before its first text.
@@ -245,21 +245,21 @@ class Demo(PictureHandlers):
             image = await self._prepare(pictures[0], question, options)
             others = [await self._prepare(picture, None, options) for picture in pictures[1:]]
             query = Query(session.turns(question), settings.sampling(), options, settings.model)
-        progress, box = AnswerProgress(image.tokens + sum(other.tokens for other in others)), ""
+        progress, is_accepted = AnswerProgress(image.tokens + sum(other.tokens for other in others)), False
         try:
             async with aclosing(self._answer(query, progress)) as steps:
                 async for _ in steps:
                     text, is_last = progress.text.strip(), progress.cost.total is not None
                     mark = "" if text or is_last else WAITING
                     answered = session.with_answer(question, text, options, CUT if progress.is_cut else mark)
-                    yield answered, answered.messages(), views.cost_line(progress.cost), box
-                    box = gr.skip()  # the visitor may be typing the next question
+                    yield answered, answered.messages(), views.cost_line(progress.cost)
+                    is_accepted = True
         except gr.Error:
-            if box != "" and not progress.text.strip():
-                yield before, before.messages(), views.NO_COST, question
+            if is_accepted and not progress.text.strip():
+                yield before, before.messages(), views.NO_COST
             elif progress.text.strip():
                 answered = session.with_answer(question, progress.text.strip(), options, BROKEN_OFF)
-                yield answered, answered.messages(), gr.skip(), gr.skip()
+                yield answered, answered.messages(), gr.skip()
             raise
         if not progress.text.strip():
             gr.Info("The model had nothing to say. Ask in other words.")

@@ -13,7 +13,7 @@ from llava.serve.engine.params import Sampling
 from llava.serve.web.controls import CLIP, MODES, QLIP, QUESTION, Range, ranges_of
 from llava.serve.web.feedback import DISLIKE, LIKE, REPORT
 from llava.serve.web.handlers import Demo
-from llava.serve.web.views import LINES, NO_COST, NO_PICTURE
+from llava.serve.web.views import LINES, NO_COST, NO_PICTURE, OPENING
 
 TITLE = "LLaVA with QLIP"
 PAPER = "https://arxiv.org/abs/2505.23004"
@@ -22,6 +22,7 @@ ABOUT = (
     f'<a href="{PAPER}" target="_blank" rel="noreferrer">Paper: arXiv 2505.23004</a>'
 )
 PICTURE_HEIGHT, VIEW_HEIGHT = 300, 340  # pixels
+STATUS = '<p role="status"></p>'  # a line that the browser writes
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # not part of the API
 
 
@@ -37,6 +38,18 @@ class PageText:
     """Example questions."""
     heading: bool = True
     """Whether the page has a title; False for embedding in another page."""
+
+
+@dataclass(frozen=True)
+class PictureCard:
+    """Components of the picture's card. The buttons are hidden: the browser presses them, see `pictures.js`."""
+
+    image: gr.Image
+    examples: Examples | None
+    restore: gr.Button
+    """Shows the picture that is open, after Gradio has emptied its component."""
+    refuse: gr.Button
+    """Says why a file is not uploaded."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,7 @@ def header(text: PageText, choose_model: bool) -> gr.Dropdown:
     return model
 
 
-def picture_card(text: PageText) -> tuple[gr.Image, Examples | None]:
+def picture_card(text: PageText) -> PictureCard:
     """Lays out the picture and the examples."""
     gr.HTML("<h2>Picture</h2>")
     picture = gr.Image(
@@ -94,10 +107,11 @@ def picture_card(text: PageText) -> tuple[gr.Image, Examples | None]:
         placeholder="Drop a picture here, paste one, or choose a file",
         alt_text="The picture that the conversation is about",
     )
-    if not text.examples:
-        return picture, None
-    rows = [[path] for path in text.examples]
-    return picture, gr.Examples(rows, picture, label="Or try one of these", elem_id="examples", **PRIVATE)
+    buttons = [gr.Button(name, elem_id=f"{name.lower()}-picture", visible="hidden") for name in ("Restore", "Refuse")]
+    rows, examples = [[path] for path in text.examples], None
+    if rows:
+        examples = gr.Examples(rows, picture, label="Or try one of these", elem_id="examples", **PRIVATE)
+    return PictureCard(picture, examples, *buttons)
 
 
 def settings_card(ranges: Mapping[str, Range]) -> list[gr.Slider]:
@@ -114,11 +128,12 @@ def _slider(range: Range, value: float, step: float, **options: Any) -> gr.Slide
     return gr.Slider(range.low, range.high, value, step=step, label=range.label, **options)
 
 
-def view_card(demo: Demo) -> ViewCard:
+def view_card(demo: Demo, text: PageText) -> ViewCard:
     """Lays out the drawing, what it costs, and how the picture is cut."""
     settings, most = demo.backend.defaults, demo.backend.max_tokens
     both = settings is not None
     gr.HTML("<h2>What the model sees</h2>")
+    gr.HTML(STATUS, elem_id="cutting")
     choice = gr.Radio(demo.views, value=LINES, label="View", show_label=False, elem_id="view", container=False)
     image = gr.Image(
         label="What the model sees",
@@ -130,7 +145,7 @@ def view_card(demo: Demo) -> ViewCard:
         elem_id="seen",
         alt_text="The picture as the model sees it, cut into its visual tokens",
     )
-    cost = gr.HTML(NO_PICTURE, elem_id="meter")
+    cost = gr.HTML(OPENING if text.examples else NO_PICTURE, elem_id="meter")
     quadtree = QUESTION if settings and settings.budget == "question" else QLIP
     start = quadtree if both and demo.backend.quadtree else CLIP
     mode = gr.Radio(
@@ -164,6 +179,7 @@ def talk_card(demo: Demo, text: PageText) -> ConversationCard:
     )
     strip = gr.HTML("", elem_id="strip")
     remove = gr.Button("Remove", elem_id="remove-picture", visible="hidden")
+    gr.HTML(STATUS, elem_id="waiting")
     spent = gr.HTML(NO_COST, elem_id="spent")
     with gr.Row(elem_id="suggestions"):
         suggestions = [gr.Button(question, size="sm", min_width=0) for question in text.questions]

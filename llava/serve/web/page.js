@@ -96,41 +96,6 @@
     });
   };
 
-  // A pasted picture is opened as one that is dropped; Gradio listens on a button alone.
-  const openPicture = (file) => {
-    const field = document.querySelector("#picture input[type=file]");
-    if (!field) return false;
-    const files = new DataTransfer();
-    files.items.add(file);
-    field.files = files.files;
-    field.dispatchEvent(new Event("change", { bubbles: true }));
-    return true;
-  };
-  addEventListener("paste", (event) => {
-    const { files = [], types = [] } = event.clipboardData ?? {};
-    const isTyping = event.target.closest?.("input, textarea") && types.includes("text/plain"); // as from a word processor
-    const file = [...files].find(({ type }) => type.startsWith("image/") && type !== "image/svg+xml");
-    if (file && !isTyping && openPicture(file)) event.preventDefault();
-  });
-
-  // What is typed outlives a reload: Gradio reloads the page by itself when a lost connection is back.
-  const DRAFT = "llava-draft";
-  const box = () => document.querySelector("#question textarea");
-  const keepDraft = (text) => {
-    try { if (text) sessionStorage.setItem(DRAFT, text); else sessionStorage.removeItem(DRAFT); } catch { /* private window */ }
-  };
-  addEventListener("input", ({ target }) => { if (target === box()) keepDraft(target.value); }, true);
-  let restored = false;
-  const restoreDraft = () => {
-    if (restored || !box()) return;
-    restored = true;
-    let draft = "";
-    try { draft = sessionStorage.getItem(DRAFT) ?? ""; } catch { /* private window */ }
-    if (!draft || box().value) return;
-    box().value = draft;
-    box().dispatchEvent(new Event("input", { bubbles: true }));
-  };
-
   // Sliders: Gradio gives all their reset buttons one name.
   const nameResets = () => {
     for (const button of document.querySelectorAll(".reset-button:not([data-named])")) {
@@ -154,6 +119,7 @@
   // Clear and Undo stop what runs, and are sent once the page has shown the last of it, which else could replace theirs.
   const STARTS = ["ask", "suggest", "regenerate", "compare"], EDITS = ["clear", "undo", "open", "add", "remove"];
   const STOPS = ["clear", "undo"], DISABLED = ["stop", "regenerate", "undo"];
+  const DRAWS = ["look", "view"];
   const PATIENCE = 30_000, PATIENCE_FOR_RUNS = 10_000; // milliseconds
   const unsent = new Map(); // by name, the numbers of presses whose events are still to be sent
   const removed = []; // pictures whose removal is still to be sent
@@ -167,11 +133,16 @@
     }
     return number;
   };
+  const endEdits = (ended) => {
+    edits = edits.filter((each) => !ended.includes(each));
+    for (const edit of ended) edit.end();
+  };
   const takeNumber = (name) => unsent.get(name)?.shift() ?? count(name);
   const atMost = (promise, most) => Promise.race([promise, new Promise((resolve) => setTimeout(resolve, most))]);
   const waitForEdits = async (number) => {
     const before = edits.filter((edit) => edit.number < number);
     if (before.length === 0) return;
+    await Promise.all(before.map((edit) => edit.uploaded)); // however long: an upload ends, or fails
     await atMost(Promise.all(before.map((edit) => edit.done)), PATIENCE);
     edits = edits.filter((edit) => !before.includes(edit));
   };
@@ -220,19 +191,49 @@
         follows = true;
         comparing = name === "compare";
         if (comparing) showComparison(); else scrollTo("#chat", "center");
+        window.llavaPage.beginWait(name);
       } else {
         stopping = true;
+        window.llavaPage.endWait();
       }
       return tools();
     },
     // The inputs of an event once it may be sent; of one that starts or ends answers the second input is its number.
-    async wait(name, inputs) { await waitForEdits(takeNumber(name)); return inputs; },
+    async wait(name, inputs) {
+      if (DRAWS.includes(name)) window.llavaPage.beginDrawing(name);
+      await waitForEdits(takeNumber(name));
+      return inputs;
+    },
     async send(name, inputs) {
+      if (name === "ask") window.llavaPage.noteSent(inputs[2]);
       const number = takeNumber(name);
       await waitForEdits(number);
       await waitForRuns(number);
       return [inputs[0], number, ...inputs.slice(2)];
     },
+    // The event that opens what was uploaded takes the numbers of these uploads: several, if Gradio sends only the last.
+    async sendOpen(inputs) {
+      window.llavaPage.beginDrawing("open");
+      const numbers = unsent.get("open") ?? [count("open")];
+      unsent.delete("open");
+      await waitForEdits(numbers[0]);
+      for (const edit of edits) edit.isSent ||= numbers.includes(edit.number);
+      return [inputs[0], numbers.at(-1), ...inputs.slice(2)];
+    },
+    // Begins an edit with its upload; gives what ends the upload.
+    beginUpload(name) {
+      const number = count(name), edit = edits.at(-1);
+      edit.uploaded = new Promise((resolve) => {
+        edit.endUpload = (isDone) => {
+          edit.isUploaded = true;
+          if (isDone) unsent.set(name, [...(unsent.get(name) ?? []), number]); else endEdits([edit]);
+          resolve();
+          window.llavaPage.showAwaited();
+        };
+      });
+      return edit.endUpload;
+    },
+    isUploading() { return edits.some(({ uploaded, isUploaded }) => uploaded && !isUploaded); },
     // The button's number and that of all pictures, as the second input.
     async remove(inputs) {
       const [picture] = removed.splice(0, 1);
@@ -241,23 +242,25 @@
     },
     // The number of a press that stops what runs; that of an edit is still to be sent with its own event.
     numberStop(name) { return name === "stop" ? takeNumber(name) : unsent.get(name)?.at(-1); },
+    fail(chat) { window.llavaPage.putBack(chat); return this.end(); },
     end() {
       running = Math.max(0, running - 1);
+      if (running === 0) { window.llavaPage.endWait(); window.llavaPage.forgetSent(); }
       ended += 1;
       for (const waiting of runsAwaited) if (waiting.runs <= ended) waiting.resolve();
       runsAwaited = runsAwaited.filter((waiting) => waiting.runs > ended);
       return tools();
     },
     endEdit(name) {
-      const edit = edits.find((each) => each.name === name);
-      edits = edits.filter((each) => each !== edit);
-      edit?.end();
+      const fitting = edits.filter((each) => each.name === name);
+      endEdits(name === "open" ? fitting.filter((each) => each.isSent) : fitting.slice(0, 1));
+      window.llavaPage.endDrawing(name);
       if (name === "remove") focusStrip();
       if (name === "add") scrollTo("#strip", "center");
     },
     show(chat) {
       answered = (chat?.length ?? 0) > 0;
-      setTimeout(() => keepDraft(box()?.value), 500); // the box is emptied with the first message
+      window.llavaPage.noteChat(chat);
       return tools();
     },
   };
@@ -298,8 +301,7 @@
 
   const start = () => {
     const look = () => {
-      hideRepeatedToasts(); nameExamples(); nameResets(); fixLists(); fixStatus(); restoreDraft(); showComparison();
-      followAnswer();
+      hideRepeatedToasts(); nameExamples(); nameResets(); fixLists(); fixStatus(); showComparison(); followAnswer();
     };
     follow();
     measure();

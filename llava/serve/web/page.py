@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from gradio.helpers import Examples
 
 from llava.serve.web import layout
 from llava.serve.web.blocks import PageBlocks
 from llava.serve.web.controls import CLIP, ranges_of
 from llava.serve.web.handlers import Demo
-from llava.serve.web.layout import PRIVATE, TITLE, ConversationCard, PageText, ViewCard
+from llava.serve.web.layout import PRIVATE, TITLE, ConversationCard, PageText, PictureCard, ViewCard
 from llava.serve.web.session import Session
 from llava.serve.web.toasts import toast_error
 from llava.serve.web.views import LINES
@@ -29,8 +28,7 @@ class Parts:
     session: gr.State
     drawn: gr.State
     """The chosen view; not among the controls, which programs send with each call."""
-    picture: gr.Image
-    examples: Examples | None
+    picture: PictureCard
     view: ViewCard
     talk: ConversationCard
     controls: Sequence[Any]
@@ -59,13 +57,13 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
                 with gr.Column(elem_id="compare-card", elem_classes="card", visible=False) as panel:
                     sides = layout.compare_card()
             with gr.Column(elem_id="picture-card", elem_classes="card"):
-                picture, examples = layout.picture_card(text)
+                picture = layout.picture_card(text)
             with gr.Column(elem_id="settings-card", elem_classes="card"):
                 sampling = layout.settings_card(ranges_of(demo.backend))
             with gr.Column(elem_id="sees-card", elem_classes="card"):
-                view = layout.view_card(demo)
+                view = layout.view_card(demo, text)
         controls = [*view.quadtree, *sampling, model]
-        parts = Parts(session, drawn, picture, examples, view, talk, controls, panel, sides)
+        parts = Parts(session, drawn, picture, view, talk, controls, panel, sides)
         _connect_questions(demo, parts)
         _connect_pictures(demo, parts, page)
         _connect_views(demo, parts)
@@ -87,15 +85,11 @@ def _connect_questions(demo: Demo, parts: Parts) -> None:
     talk, session, press = parts.talk, parts.session, parts.talk.press
     buttons, question = talk.buttons, talk.question
     conversation = [session, talk.chat, talk.spent]
-    asked, answered = [session, press, question, *parts.controls], [*conversation, question]
+    asked = [session, press, question, *parts.controls]
     _connect_presses(parts)
-    asking = gr.on(
-        [buttons["Ask"].click, question.submit], demo.ask, asked, answered, js=_send("ask"), api_name="ask", **waiting
-    )
-    chosen = [talk.chat.example_select(example_text, None, question, show_progress="hidden", **PRIVATE)]
-    for button in talk.suggestions:
-        chosen.append(button.click(None, None, question, js=f"() => {json.dumps(button.value)}"))
-    suggested = [event.then(demo.ask, asked, answered, js=_send("suggest"), **PRIVATE, **waiting) for event in chosen]
+    triggers = [buttons["Ask"].click, question.submit]
+    asking = gr.on(triggers, demo.ask, asked, conversation, js=_send("ask"), api_name="ask", **waiting)
+    suggested = _connect_suggestions(demo, parts, asked, conversation, waiting)
     again = buttons["Regenerate"].click(
         demo.regenerate,
         [session, press, *parts.controls],
@@ -125,13 +119,32 @@ def _connect_questions(demo: Demo, parts: Parts) -> None:
         trigger_mode="multiple",
     )
     undone = buttons["Undo"].click(
-        demo.undo, [session, press, question], answered, js=_send("undo"), trigger_mode="multiple", **PRIVATE
+        demo.undo,
+        [session, press, question],
+        [*conversation, question],
+        js=_send("undo"),
+        trigger_mode="multiple",
+        **PRIVATE,
     )
     _connect_edit("clear", cleared)
     _connect_edit("undo", undone)
     for event in (cleared, undone):  # another picture may be the last one, and another answer
         event.then(demo.show_strip, session, talk.strip, trigger_mode="always_last", **hidden, **PRIVATE)
         event.then(demo.redraw, values, shown, trigger_mode="always_last", **hidden, **PRIVATE)
+
+
+def _connect_suggestions(
+    demo: Demo, parts: Parts, asked: Sequence[Any], conversation: Sequence[Any], waiting: dict[str, Any]
+) -> list[Any]:
+    """Connects the suggested questions, which leave the question box alone; gives the events that ask them."""
+    chosen = gr.State("")
+    example = parts.talk.chat.example_select(example_text, None, chosen, show_progress="hidden", **PRIVATE)
+    others = [chosen if each is parts.talk.question else each for each in asked]
+    suggested = [example.then(demo.ask, others, conversation, js=_send("suggest"), **PRIVATE, **waiting)]
+    for button in parts.talk.suggestions:
+        suggest = f"(...inputs) => window.llavaPage.suggest(inputs, {json.dumps(button.value)})"
+        suggested.append(button.click(demo.ask, asked, conversation, js=suggest, **PRIVATE, **waiting))
+    return suggested
 
 
 def _tools(talk: ConversationCard) -> list[Any]:
@@ -161,7 +174,7 @@ def _connect_presses(parts: Parts) -> None:
 
 
 def _connect_edit(name: str, event: Any) -> None:
-    """Lets presses that wait for an edit of the conversation be sent once it has ended."""
+    """Reports the end of an edit of the conversation, for which later presses wait, or of a drawing."""
     for ended in (event.then, event.failure):  # a browser runs one of the two
         ended(None, None, None, js=f"() => window.llavaPage.endEdit('{name}')")
 
@@ -170,8 +183,8 @@ def _connect_ends(demo: Demo, parts: Parts, answering: Sequence[Any]) -> None:
     """Counts the answers that have ended, and looks whether there is a conversation."""
     talk, tools = parts.talk, _tools(parts.talk)
     for event in answering:
-        for ended in (event.then, event.failure):  # a browser runs one of the two
-            ended(None, None, tools, js="() => window.llavaPage.end()")
+        event.then(None, None, tools, js="() => window.llavaPage.end()")  # a browser runs this or the next
+        event.failure(None, talk.chat, tools, js="(chat) => window.llavaPage.fail(chat)")
     stopped: dict[str, Any] = {"queue": False, "trigger_mode": "multiple", **PRIVATE}
     for name in ("Stop", "Clear", "Undo"):  # the last two are sent themselves once these have ended
         triggers = [talk.buttons[name].click, *([talk.chat.clear] if name == "Clear" else [])]
@@ -183,15 +196,18 @@ def _connect_ends(demo: Demo, parts: Parts, answering: Sequence[Any]) -> None:
 def _connect_pictures(demo: Demo, parts: Parts, page: gr.Blocks) -> None:
     """Connects the events of pictures."""
     hidden: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
-    view, talk = parts.view, parts.talk
+    card, view, talk = parts.picture, parts.view, parts.talk
     values = [*parts.controls, parts.drawn]
+    card.restore.click(None, None, card.image, js="() => window.llavaPage.keptPicture()")
+    reason = "() => window.llavaPage.takeReason()"
+    card.refuse.click(demo.refuse_picture, talk.press, None, js=reason, trigger_mode="multiple", **PRIVATE, **hidden)
     opened = gr.on(
-        [page.load, parts.picture.change],
+        [page.load, card.image.change],
         demo.open_picture,
-        [parts.session, talk.press, parts.picture, *values],
-        [parts.picture, parts.session, view.image, view.cost, talk.chat, talk.spent, parts.panel],
+        [parts.session, talk.press, card.image, *values],
+        [card.image, parts.session, view.image, view.cost, talk.chat, talk.spent, parts.panel],
         api_name="open_picture",
-        js=_send("open"),
+        js="(...inputs) => window.llavaPage.open(inputs)",
         trigger_mode="always_last",  # a change during another is not lost
         **hidden,
     )
@@ -219,7 +235,7 @@ def _connect_views(demo: Demo, parts: Parts) -> None:
     hidden: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
     mode, alpha, budget = parts.controls[:3]
     view = parts.view
-    gr.on(
+    looked = gr.on(
         [mode.change, alpha.change, budget.change],
         demo.redraw,
         [parts.session, *parts.controls, parts.drawn],
@@ -229,7 +245,7 @@ def _connect_views(demo: Demo, parts: Parts) -> None:
         trigger_mode="always_last",
         **hidden,
     )
-    view.choice.change(
+    chosen = view.choice.change(
         demo.set_view,
         [parts.session, view.choice, *parts.controls],
         [parts.drawn, view.image, view.cost],
@@ -238,6 +254,8 @@ def _connect_views(demo: Demo, parts: Parts) -> None:
         **PRIVATE,
         **hidden,
     )
+    _connect_edit("look", looked)
+    _connect_edit("view", chosen)
     mode.change(enable_sliders, mode, [alpha, budget], **PRIVATE, **hidden)
 
 

@@ -19,7 +19,7 @@ from llava.serve.web.controls import CONTROLS, Controls, describe, read_press
 from llava.serve.web.leaf_map import leaf_map
 from llava.serve.web.runs import Runs
 from llava.serve.web.session import MAX_PICTURES, Session, file_name, open_upload, save_drawing
-from llava.serve.web.toasts import errors_as_toasts, toast_error, warn, with_advice
+from llava.serve.web.toasts import MAX_TEXT, errors_as_toasts, toast_error, warn, with_advice
 from llava.serve.web.visitors import Latest, PictureHolders
 
 MAX_PATH = 4096  # characters of an uploaded file's path that are compared
@@ -79,6 +79,12 @@ class PictureHandlers:
         except BaseException:
             self._opened[request.session_hash] = before  # nothing was opened: the same file may be tried again
             raise
+
+    def refuse_picture(self, reason: Any) -> None:
+        """Shows a visitor why their browser does not upload a file."""
+        if not isinstance(reason, str):
+            raise toast_error("This is not a reason to refuse a picture. Reload the page.")
+        warn(reason[:MAX_TEXT])
 
     def note_visit(self, request: gr.Request, session: Session) -> None:
         """Notes that a visitor who has a picture is not idle."""

@@ -7,6 +7,7 @@ from importlib.resources import files
 import gradio as gr
 
 FONT = ["-apple-system", "BlinkMacSystemFont", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
+SCRIPTS = ("page.js", "pictures.js", "question.js", "leaves.js")  # in this order: some use what others define
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
 
 
@@ -78,5 +79,5 @@ def css() -> str:
 def head() -> str:
     """Builds the page's scripts for its head."""
     folder = files("llava.serve.web")
-    texts = [folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "leaves.js")]
+    texts = [folder.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS]
     return "".join(f"<script>{text}</script>" for text in texts)

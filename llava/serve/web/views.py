@@ -30,6 +30,7 @@ NO_ANSWER = "Ask something first: this shows what the last answer depended on."
 
 NO_COST = "<p></p>"
 NO_PICTURE = '<p class="hint">Choose a picture to see it cut.</p>'
+OPENING = '<p class="hint opening">Opening the picture…</p>'
 
 
 @dataclass(frozen=True)

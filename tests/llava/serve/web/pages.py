@@ -39,10 +39,10 @@ needs_chromium = pytest.mark.skipif(
 
 
 @contextmanager
-def page_of(demo: Demo, text: PageText | None = None, choose_model: bool = False) -> Iterator[str]:
+def page_of(demo: Demo, text: PageText | None = None, choose_model: bool = False, **options: Any) -> Iterator[str]:
     """Serves a demo's page; gives its address."""
     page = build_page(demo, text, choose_model)
-    serve(page, "127.0.0.1", free_port(), block=False)
+    serve(page, "127.0.0.1", free_port(), block=False, **options)
     try:
         yield page.local_url
     finally:
@@ -116,6 +116,16 @@ class Visitor:
         self.at("#picture input[type=file]").first.set_input_files(path)
         expect(self.at("#seen img")).not_to_have_attribute("src", before or "")
 
+    @property
+    def toast(self) -> Any:
+        """The messages that are shown; one of them is closed by a click."""
+        return self.page.get_by_test_id("toast-body")
+
+    def close_toasts(self) -> None:
+        for button in self.page.get_by_test_id("toast-close").all():
+            button.click()
+        expect(self.toast).to_have_count(0)
+
     def add(self, paths: list[str]) -> None:
         """Adds pictures to the next question."""
         with self.page.expect_file_chooser() as chooser:
@@ -186,5 +196,5 @@ def arrivals(pages: Pages, url: str) -> Iterator[Callable[..., Visitor]]:
     for visitor, options in visitors:
         visitor.leave()
         pages.put_back(visitor.page, options)
-        assert visitor.problems == []
+        assert visitor.problems == [], visitor.problems
         assert visitor.hosts <= {"http://127.0.0.1", "data:image", "blob:http"}, visitor.hosts

@@ -120,7 +120,7 @@ def test_the_switch_and_the_sliders_decide_how_the_picture_is_seen(new_visitor: 
 
 
 def test_the_page_tells_what_an_answer_cost(new_visitor: NewVisitor) -> None:
-    (*_, (_, cost, _)) = steps(new_visitor(), "/ask", QUESTION, *controls())
+    (*_, (_, cost)) = steps(new_visitor(), "/ask", QUESTION, *controls())
     assert re.search(
         r"<strong>\d+</strong> visual tokens.*<strong>[\d.]+ s</strong> to first token.* s</strong> in total", cost
     )

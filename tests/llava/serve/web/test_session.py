@@ -95,7 +95,7 @@ def test_an_added_picture_is_drawn_and_asked_about_with_the_first(
     async def ask() -> list[Any]:
         return [step async for step in demo.ask(request("a"), session, None, QUESTION, *controls())]
 
-    *_, (session, _, cost, _) = asyncio.run(ask())
+    *_, (session, _, cost) = asyncio.run(ask())
     options, sampling = QLIPOptions(alpha=ALPHA, max_tokens=BUDGET), Sampling(temperature=0, max_new_tokens=64)
     answer = engine.submit(engine.question(QUESTION, 2), [picture(0), picture(1)], sampling, options)
     assert session.exchanges[0].answer == "".join(answer).strip()

@@ -1,0 +1,147 @@
+// The picture: files are checked before they are uploaded, questions wait for an upload, and no action that fails or is
+// left unfinished takes the picture away. Loaded after `page.js`.
+(() => {
+  "use strict";
+  const page = window.llavaPage;
+  const MAX_NAME = 40; // characters of a file's name in a message
+  const PAUSE = 250; // milliseconds before a line says that the picture is cut; most are drawn sooner
+  let kept = null, isRemoving = false, reason = ""; // the picture that is open, and whether the cross was pressed
+  let adding = []; // the files chosen last with "+ Picture"
+
+  const field = () => document.querySelector("#picture input[type=file]");
+  const isShown = () => document.querySelector("#picture .image-frame img") !== null;
+  const isOpen = () => kept !== null && document.querySelector("#seen img") !== null;
+  const stop = (event) => { event.preventDefault(); event.stopImmediatePropagation(); };
+  // Gradio empties its picture before each upload and with each choice of a source; this puts it back.
+  const restore = () => setTimeout(() => { if (isOpen() && !isShown()) document.querySelector("#restore-picture")?.click(); });
+  const refuse = (text) => { reason = text; document.querySelector("#refuse-picture")?.click(); };
+
+  // What is wrong with a file, in words; empty if nothing is.
+  const nameOf = ({ name }) => name.length > MAX_NAME ? name.slice(0, MAX_NAME) + "…" : name;
+  const findFault = (file) => {
+    if (!file.type.startsWith("image/")) return `${nameOf(file)} is not a picture. Choose another file.`;
+    if (file.type === "image/svg+xml") return `${nameOf(file)} is an SVG drawing. Choose a PNG, JPEG or WebP picture.`;
+    return findExcess(file);
+  };
+  const findExcess = (file) => {
+    const most = window.gradio_config?.max_file_size ?? Infinity;
+    if (file.size <= most) return "";
+    return `${nameOf(file)} is larger than ${Math.floor(most / 2 ** 20)} MB. Choose a smaller picture.`;
+  };
+  const openPicture = (file) => {
+    if (!field()) return false;
+    const files = new DataTransfer();
+    files.items.add(file);
+    field().files = files.files;
+    field().dispatchEvent(new Event("change", { bubbles: true }));
+    return true;
+  };
+  addEventListener("change", (event) => {
+    const { target } = event;
+    if (target.type !== "file") return;
+    const files = [...target.files], isAdded = target !== field();
+    const fault = files.map(isAdded ? findExcess : findFault).find(Boolean); // the server says which of several it leaves out
+    adding = isAdded && !fault ? files : [];
+    if (!fault) return;
+    stop(event);
+    target.value = "";
+    refuse(fault);
+  }, true);
+  addEventListener("drop", (event) => {
+    if (!event.target.closest?.("#picture")) return;
+    const files = [...event.dataTransfer?.files ?? []];
+    const fault = files.length > 0 ? files.map(findFault).find(Boolean) : "This is not a file. Choose a picture.";
+    if (!fault) return;
+    stop(event);
+    for (const type of ["dragleave", "dragend"]) event.target.dispatchEvent(new DragEvent(type, { bubbles: true }));
+    refuse(fault);
+  }, true);
+
+  // A pasted picture is opened as one that is dropped; Gradio listens on a button alone.
+  addEventListener("paste", (event) => {
+    const { files = [], types = [] } = event.clipboardData ?? {};
+    const isTyping = event.target.closest?.("input, textarea") && types.includes("text/plain"); // as from a word processor
+    const file = [...files].find(({ type }) => type.startsWith("image/") && type !== "image/svg+xml");
+    if (file && !isTyping && openPicture(file)) event.preventDefault();
+  });
+  const readClipboard = async () => {
+    let items;
+    try {
+      items = await navigator.clipboard.read();
+    } catch {
+      refuse("The browser does not let this page read the clipboard. Allow it, or paste the picture with the keyboard.");
+      return;
+    }
+    for (const item of items) {
+      const type = item.types.find((each) => each.startsWith("image/") && each !== "image/svg+xml");
+      if (!type) continue;
+      openPicture(new File([await item.getType(type)], `clipboard.${type.slice("image/".length)}`, { type }));
+      return;
+    }
+    refuse("There is no picture in the clipboard. Copy one, then paste it.");
+  };
+
+  // Gradio's buttons for sources empty the picture at once. The clipboard is read before; "Upload file" opens the dialog.
+  addEventListener("click", (event) => {
+    const name = event.target.closest?.("#picture button")?.getAttribute("aria-label");
+    if (name === "Remove Image") isRemoving = true;
+    if (name === "Paste from clipboard" && field()) { stop(event); readClipboard(); }
+    if (name !== "Upload file") return;
+    if (!isShown() || !field()) { restore(); return; } // from the camera
+    stop(event);
+    field().value = "";
+    field().click();
+  }, true);
+
+  // An upload is an edit of the conversation from its first byte, so that what is pressed meanwhile waits for it.
+  const send = window.fetch.bind(window);
+  const filesOf = ({ method, body } = {}) => method === "POST" && body instanceof FormData ? body.getAll("files") : [];
+  window.fetch = async (target, options) => {
+    const files = filesOf(options);
+    if (files.length === 0) return send(target, options);
+    const isAdded = files.every(({ name, size }) => adding.some((each) => each.name === name && each.size === size));
+    const end = page.beginUpload(isAdded ? "add" : "open");
+    if (isAdded) adding = [];
+    try {
+      const reply = await send(target, options);
+      const [path] = reply.ok ? await reply.clone().json() : [];
+      end(path !== undefined && path !== kept?.path); // Gradio may report no change if the same picture is chosen again
+      if (path === undefined) restore();
+      return reply;
+    } catch (error) {
+      end(false);
+      restore();
+      throw error;
+    }
+  };
+
+  // While a picture is drawn, the card says so.
+  const drawn = new Set(); // names of the events that draw
+  const showDrawing = () => {
+    const line = document.querySelector("#cutting p"), text = drawn.size > 0 ? "Cutting the picture…" : "";
+    document.querySelector("#sees-card")?.setAttribute("aria-busy", String(drawn.size > 0));
+    if (line && line.textContent !== text) line.textContent = text;
+  };
+
+  Object.assign(page, {
+    // The inputs of the event that opens a picture. An emptied picture is sent only where the visitor removed it, else
+    // the one that is open, which the server takes for a repetition.
+    async open(inputs) {
+      const picture = inputs[2], isLost = picture === null && !isRemoving && isOpen();
+      isRemoving = false;
+      if (isLost) return [inputs[0], null, kept, ...inputs.slice(3)];
+      kept = picture;
+      return page.sendOpen(inputs);
+    },
+    keptPicture: () => kept,
+    takeReason: () => [reason],
+    beginDrawing(name) {
+      drawn.add(name);
+      setTimeout(showDrawing, PAUSE);
+    },
+    endDrawing(name) {
+      drawn.delete(name);
+      showDrawing();
+    },
+  });
+})();
