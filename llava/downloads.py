@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from threading import Thread
@@ -13,29 +12,21 @@ from typing import Any
 
 import httpx
 
-from llava.addresses import is_global_unicast, is_host_name, is_loopback_ip, parse_ip
+from llava.addresses import is_host_name, parse_ip
+from llava.image_sources import SourcePolicy
 from llava.tls import tls_context
 from qlip.images.limits import ImageError, ImageLimits
 
 _URL_FORM = "http(s)://HOST[:PORT]/PATH"
 
 
-def download(
-    url: str,
-    limits: ImageLimits,
-    *,
-    allow_loopback: bool = False,
-    allow_private: bool = False,
-    allowed_hosts: Collection[str] | None = None,
-) -> bytes:
+def download(url: str, limits: ImageLimits, policy: SourcePolicy) -> bytes:
     """Downloads a file from the address that was checked: resolves names once, follows no redirects.
 
     Args:
         url: http or https.
         limits: On its bytes and seconds.
-        allow_loopback: Whether the URL may name this machine.
-        allow_private: Whether it may name any machine, of this network too.
-        allowed_hosts: The only hosts that it may name, in lower case; None for any.
+        policy: Which hosts it may name.
 
     Raises:
         ImageError: if the host is not allowed or not public, or the download fails.
@@ -43,13 +34,13 @@ def download(
     try:
         parsed, host, port = _split_url(url)
         # Compares the host that is connected to, so that two parsers cannot disagree about the URL.
-        if allowed_hosts is not None and host.lower() not in allowed_hosts:
+        if policy.hosts is not None and host.lower() not in policy.hosts:
             raise ImageError(
                 f"images from the host {host!r} are not allowed here; send the picture itself as a data: URL, or have"
                 " the server started with this host among its --allowed-media-domains"
             )
         deadline = time.monotonic() + limits.timeout
-        address = _find_address(host, port, limits.timeout, allow_loopback, allow_private)
+        address = _find_address(host, port, limits.timeout, policy)
         # In a separate event loop: only there can the whole download be bounded, slow headers included.
         fetching = _fetch(parsed, parsed.copy_with(host=address), host, limits, deadline)
         with ThreadPoolExecutor(1) as thread:
@@ -120,12 +111,12 @@ async def _fetch(url: httpx.URL, pinned: httpx.URL, host: str, limits: ImageLimi
         raise ImageError(f"the download took longer than {limits.timeout:g} seconds") from None
 
 
-def _find_address(host: str, port: int, timeout: float, allow_loopback: bool, allow_private: bool) -> str:
+def _find_address(host: str, port: int, timeout: float, policy: SourcePolicy) -> str:
     """Resolves a host once; all its addresses must be allowed, or an attacker could choose the one that is used."""
     try:
         found = _look_up(host, port).result(timeout)
         addresses = [str(entry[4][0]) for entry in found]
-        refused = [address for address in addresses if not _is_allowed(address, allow_loopback, allow_private)]
+        refused = [address for address in addresses if not policy.allows(address)]
     except FutureTimeout:
         raise ImageError(f"finding the host {host!r} took longer than {timeout:g} seconds") from None
     except (OSError, ValueError):
@@ -149,7 +140,3 @@ def _look_up(host: str, port: int) -> Future[list[Any]]:
 
     Thread(target=run, name="image-host", daemon=True).start()
     return future
-
-
-def _is_allowed(address: str, allow_loopback: bool, allow_private: bool) -> bool:
-    return allow_private or is_global_unicast(address) or (allow_loopback and is_loopback_ip(address))

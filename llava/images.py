@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from PIL import Image
 
+from llava.image_sources import SourcePolicy
 from qlip.command import suggest_path
 from qlip.images.limits import DEFAULT_LIMITS, TIFF_SIGNATURES, ImageError, ImageLimits, check_header
 from qlip.images.pictures import FORMATS, convert_errors, decode_image
@@ -100,6 +101,7 @@ def read_image(
         ImageError: if the source is not allowed, cannot be read, or is larger than allowed.
         TypeError: if it is none of these, or a file that is open as text.
     """
+    policy = SourcePolicy(allow_paths, allow_urls, allow_loopback, allow_private, allowed_hosts)
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if hasattr(source, "read"):
@@ -111,22 +113,13 @@ def read_image(
             f"the image is a {type(source).__name__}; it must be a path, a URL, the bytes of an image file, an open"
             " file or a Pillow image"
         )
-    if isinstance(source, str):
-        scheme = re.match(r"(data|file)(?=:)|[a-z][a-z0-9+.-]*(?=://)", source, re.IGNORECASE)
-        if scheme and scheme[0].lower() == "file" and allow_paths:
-            raise ImageError(f"file: URLs are not allowed; {suggest_path(source)}")
-        if scheme and scheme[0].lower() not in ("data", "http", "https"):
-            allowed = _describe_sources(allow_paths, allow_urls, allowed_hosts)
-            raise ImageError(f"{scheme[0].lower()}: URLs are not allowed; use {allowed}")
-        if scheme:
-            return _read_url(
-                source, scheme[0].lower(), limits, allow_urls, allow_loopback, allow_private, allowed_hosts
-            )
-    if not allow_paths:
+    scheme = re.match(r"(data|file)(?=:)|[a-z][a-z0-9+.-]*(?=://)", source, re.I) if isinstance(source, str) else None
+    if scheme:
+        return _read_url(str(source), scheme[0].lower(), limits, policy)
+    if not policy.paths:
         raise ImageError(
-            "local image files are not allowed here, and this text is not a URL; use"
-            f" {_describe_sources(allow_paths, allow_urls, allowed_hosts)}; base64 text needs data:image/png;base64,"
-            " before it"
+            f"local image files are not allowed here, and this text is not a URL; use {policy.describe()}; base64 text"
+            " needs data:image/png;base64, before it"
         )
     if not str(source).strip():
         raise ImageError("the name of an image file is empty")
@@ -244,38 +237,21 @@ def _find_size(file: BinaryIO, limits: ImageLimits) -> tuple[int, int]:
         return (height, width) if 5 <= read_orientation(image) <= 8 else (width, height)
 
 
-def _describe_sources(allow_paths: bool, allow_urls: bool, allowed_hosts: Collection[str] | None) -> str:
-    """Says from where images may be read, for an error."""
-    if not allow_urls:
-        urls = "a data: URL (data:image/png;base64,...)"
-    elif allowed_hosts is None:
-        urls = "http:, https: or data:"
-    else:
-        urls = "data:, or http: and https: with a host among the server's --allowed-media-domains"
-    return f"{urls}, or the file's path" if allow_paths else urls
-
-
-def _read_url(
-    url: str,
-    scheme: str,
-    limits: ImageLimits,
-    allow_urls: bool,
-    allow_loopback: bool,
-    allow_private: bool,
-    allowed_hosts: Collection[str] | None,
-) -> bytes:
+def _read_url(url: str, scheme: str, limits: ImageLimits, policy: SourcePolicy) -> bytes:
+    if scheme == "file" and policy.paths:
+        raise ImageError(f"file: URLs are not allowed; {suggest_path(url)}")
+    if scheme not in ("data", "http", "https"):
+        raise ImageError(f"{scheme}: URLs are not allowed; use {policy.describe()}")
     if scheme == "data":
         header, comma, body = url.partition(",")
         if not comma or not header.lower().endswith(";base64"):
             raise ImageError("a data: URL must read data:image/...;base64,...")
         return read_base64(body, limits)
-    if not allow_urls:
+    if not policy.urls:
         raise ImageError(
             "image URLs are not allowed here; send the picture itself as a data: URL (data:image/png;base64,...), or"
             " have the server started with --allowed-media-domains HOST"
         )
     from llava.downloads import download  # here, since it loads httpx and asyncio, which local files do not need
 
-    return download(
-        url, limits, allow_loopback=allow_loopback, allow_private=allow_private, allowed_hosts=allowed_hosts
-    )
+    return download(url, limits, policy)

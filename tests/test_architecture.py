@@ -80,7 +80,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.cli",),
     ("qlip.__main__",),
     ("llava.addresses", "llava.tls"),
-    ("llava.downloads",),
+    ("llava.downloads", "llava.image_sources"),
     ("llava.images",),
     ("llava.constants", "llava.image_geometry", "llava.moderation", "llava.stopping", "llava.text"),
     ("llava.command", "llava.conversation", "llava.mm_utils", "llava.utils"),
