@@ -26,7 +26,7 @@ from llava.serve.web.moderation import Moderator
 from llava.serve.web.picture_handlers import PictureHandlers
 from llava.serve.web.progress import AnswerProgress, Comparison
 from llava.serve.web.runs import COMPARISON, TALK, Run, keep_outputs
-from llava.serve.web.session import BROKEN_OFF, CUT, WAITING, Messages, Session
+from llava.serve.web.session import BROKEN_OFF, CUT, STOPPED, WAITING, Messages, Session
 from llava.serve.web.toasts import errors_as_toasts, replace_surrogates, toast_error
 from llava.serve.web.visitors import Latest
 
@@ -123,12 +123,12 @@ class Demo(PictureHandlers):
                         yield step
             except gr.Error:
                 if sides.is_shown:
-                    yield self._show_bodies(sides, "failed")
+                    yield self._show_bodies(sides, BROKEN_OFF)
                 raise
             if run.is_replaced:
                 yield gr.update(visible=False), *(gr.skip(),) * 5
             elif sides.is_shown and run.is_stopped:
-                yield self._show_bodies(sides, "stopped")
+                yield self._show_bodies(sides, STOPPED)
 
     def _show_bodies(self, sides: Comparison, ended: str = "") -> tuple[Any, ...]:
         """Shows the panel, in each step: a browser that gets several at once applies what they change to the first."""

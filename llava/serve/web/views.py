@@ -210,7 +210,7 @@ def picture_strip(pictures: Sequence[Image.Image], asked: int) -> str:
     return f'<ol class="strip">{"".join(items)}</ol><p class="hint">{note}</p>'
 
 
-def compare_body(title: str, subtitle: str, answer: str | None, cost: Cost, ended: str = "") -> str:
+def compare_body(title: str, subtitle: str, answer: str | None, cost: Cost, mark: str = "") -> str:
     """Formats one side's answer and its cost as HTML.
 
     Args:
@@ -218,10 +218,10 @@ def compare_body(title: str, subtitle: str, answer: str | None, cost: Cost, ende
         subtitle: The side's subtitle.
         answer: The text so far; None before generation starts.
         cost: The cost so far.
-        ended: Why no more will come, if nothing came; empty while something may.
+        mark: Why no more will come; empty while something may, and of a whole answer.
     """
-    hint = ended or ("waiting" if answer is None else "")
-    text = render_answer(answer or "") or (f'<span class="hint">{hint}</span>' if hint else "&hellip;")
+    hint = '<span class="hint">waiting</span>' if answer is None else "&hellip;"
+    text = render_answer(answer or "", mark) or hint
     figures = "".join(
         f"<div><dd>{value}</dd><dt>{name}</dt></div>"
         for name, value in [("visual tokens", f"{cost.tokens:,}"), *seconds(cost)]
