@@ -20,7 +20,7 @@ from llava.serve.engine.params import QLIPOptions
 from llava.serve.web import views
 from llava.serve.web.backend import Backend, Query
 from llava.serve.web.chart import Curve
-from llava.serve.web.controls import CLIP, MAX_MODEL_NAME, QLIP, Controls, read_press, read_question
+from llava.serve.web.controls import CLIP, MAX_MODEL_NAME, QLIP, Controls, name_controls, read_press, read_question
 from llava.serve.web.feedback import FeedbackLog, read_vote
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.picture_handlers import PictureHandlers
@@ -54,6 +54,7 @@ class Demo(PictureHandlers):
         self._voted: Latest[str | None, int] = Latest()  # the hash of each visitor's last vote
 
     @keep_outputs(4)
+    @name_controls
     async def ask(
         self, request: gr.Request, session: Session, press: Any, question: Any, *controls: Any
     ) -> AsyncGenerator[tuple[Session, Messages, str, Any], None]:
@@ -79,6 +80,7 @@ class Demo(PictureHandlers):
                 yield *last, gr.skip()
 
     @keep_outputs(3)
+    @name_controls
     async def regenerate(
         self, request: gr.Request, session: Session, press: Any, *controls: Any
     ) -> AsyncGenerator[tuple[Session, Messages, str], None]:
@@ -106,6 +108,7 @@ class Demo(PictureHandlers):
         return None if stopped is None else (stopped, stopped.messages(), gr.skip())
 
     @keep_outputs(6)
+    @name_controls
     async def compare(
         self, request: gr.Request, session: Session, press: Any, question: Any, *controls: Any
     ) -> AsyncGenerator[tuple[Any, ...], None]:
@@ -220,10 +223,12 @@ class Demo(PictureHandlers):
         self.holders.forget(request.session_hash)
         await self.runs.forget(request.session_hash)
 
-    async def models(self) -> Any:
-        """Lists the currently available models in the dropdown."""
+    async def models(self, chosen: Any = None) -> Any:
+        """Lists the currently available models in the dropdown, unless one of them is chosen."""
         with errors_as_toasts():
             names = [replace_surrogates(name) for name in await self.backend.models()]
+        if chosen in names:
+            return gr.skip()
         return gr.update(choices=names, value=names[0] if names else None)
 
     async def _converse(

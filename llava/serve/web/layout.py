@@ -76,6 +76,7 @@ def header(text: PageText, choose_model: bool) -> gr.Dropdown:
         gr.HTML(about, elem_id="title", visible=text.heading)
         with gr.Row(elem_id="tools"):
             model = gr.Dropdown([], label="Model", elem_id="model", container=False, visible=choose_model)
+            model.api_info = lambda: {"type": "string"}  # type: ignore[method-assign]  # the choices come later
             appearance = gr.Button("Light / dark", size="sm", elem_id="appearance", min_width=0)
     appearance.click(None, js="() => window.llavaPage.switchAppearance()")
     return model
@@ -130,7 +131,7 @@ def view_card(demo: Demo) -> ViewCard:
         elem_id="seen",
         alt_text="The picture as the model sees it, cut into its visual tokens",
     )
-    cost = gr.HTML(NO_PICTURE, elem_id="meter")
+    cost = gr.HTML(NO_PICTURE, label="Tokens", elem_id="meter")
     quadtree = QUESTION if settings and settings.budget == "question" else QLIP
     start = quadtree if both and demo.backend.quadtree else CLIP
     mode = gr.Radio(
@@ -164,7 +165,7 @@ def talk_card(demo: Demo, text: PageText) -> ConversationCard:
     )
     strip = gr.HTML("", elem_id="strip")
     remove = gr.Button("Remove", elem_id="remove-picture", visible="hidden")
-    spent = gr.HTML(NO_COST, elem_id="spent")
+    spent = gr.HTML(NO_COST, label="Cost", elem_id="spent")
     with gr.Row(elem_id="suggestions"):
         suggestions = [gr.Button(question, size="sm", min_width=0) for question in text.questions]
     with gr.Column(elem_id="ask-bar"):
@@ -192,9 +193,9 @@ def talk_card(demo: Demo, text: PageText) -> ConversationCard:
 
 def compare_card() -> list[gr.HTML]:
     """Lays out the comparison: its question, then the head and body of each side."""
-    parts = [gr.HTML(NO_COST, elem_id="compare-question")]
+    parts = [gr.HTML(NO_COST, label="Compared question", elem_id="compare-question")]
     with gr.Row(elem_id="sides"):
         for name in (CLIP, QLIP):
             with gr.Column(elem_classes="side", elem_id=f"side-{name.lower()}"):
-                parts += [gr.HTML(NO_COST), gr.HTML(NO_COST)]
+                parts += [gr.HTML(NO_COST, label=f"{name} head"), gr.HTML(NO_COST, label=f"{name} answer")]
     return parts

@@ -15,7 +15,7 @@ from llava.serve.http.failures import RequestError, explain
 from llava.serve.web import views
 from llava.serve.web.backend import Backend, Query
 from llava.serve.web.chart import Curve, accuracy_chart
-from llava.serve.web.controls import CONTROLS, Controls, describe, read_press
+from llava.serve.web.controls import CONTROLS, Controls, describe, name_controls, read_press
 from llava.serve.web.leaf_map import leaf_map
 from llava.serve.web.runs import Runs
 from llava.serve.web.session import MAX_PICTURES, Session, file_name, open_upload, save_drawing
@@ -42,6 +42,7 @@ class PictureHandlers:
         self._refused: Latest[str | None, str | None] = Latest()  # the file of each that was refused last
         self.holders.drop.append(lambda visitor: self._opened.pop(visitor, None))  # who may open it again
 
+    @name_controls
     async def open_picture(
         self, request: gr.Request, session: Session, press: Any, upload: Mapping[str, Any] | None, *values: Any
     ) -> tuple[Any, ...]:
@@ -161,6 +162,7 @@ class PictureHandlers:
         """Draws the picture again after an answer, if what it depended on is shown; the drawing, and its cost."""
         return self.redraw(request, session, *values) if values[-1] == views.ANSWER else (gr.skip(), gr.skip())
 
+    @name_controls
     def redraw(self, request: gr.Request, session: Session, *values: Any) -> tuple[Any, Any]:
         """Draws the session's picture, see `draw`; changes nothing if the visitor has opened another one meanwhile."""
         drawn = self.draw(session, *values)
