@@ -201,6 +201,8 @@ class Demo(PictureHandlers):
             exchange = session.exchanges[session.exchange_of(message)]
         except LookupError:
             raise toast_error("That answer is no longer in the conversation.") from None
+        if not exchange.answer:
+            raise toast_error("There is no answer to vote on.")
         vote = hash((kind, message, exchange.texts()))
         if self._voted.get(request.session_hash) == vote:
             return

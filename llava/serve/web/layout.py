@@ -13,7 +13,7 @@ from llava.serve.engine.params import Sampling
 from llava.serve.web.controls import CLIP, MODES, QLIP, QUESTION, Range, ranges_of
 from llava.serve.web.feedback import DISLIKE, LIKE, REPORT
 from llava.serve.web.handlers import Demo
-from llava.serve.web.views import LINES, NO_COST, NO_PICTURE
+from llava.serve.web.views import ALTS, LINES, NO_COST, NO_PICTURE
 
 TITLE = "LLaVA with QLIP"
 PAPER = "https://arxiv.org/abs/2505.23004"
@@ -129,7 +129,7 @@ def view_card(demo: Demo) -> ViewCard:
         height=VIEW_HEIGHT,
         buttons=["fullscreen", "download"],
         elem_id="seen",
-        alt_text="The picture as the model sees it, cut into its visual tokens",
+        alt_text=ALTS[LINES],
     )
     cost = gr.HTML(NO_PICTURE, label="Tokens", elem_id="meter")
     quadtree = QUESTION if settings and settings.budget == "question" else QLIP
@@ -139,10 +139,10 @@ def view_card(demo: Demo) -> ViewCard:
     )
     ranges, shown = ranges_of(demo.backend), {"visible": both}
     threshold = settings.alpha if settings else 0
-    hint = "0 cuts as far as the budget goes; higher cuts less."
+    hint = "0 splits most; higher splits less."
     alpha = _slider(ranges["alpha"], threshold, 0.05, info=hint, elem_id="alpha", **shown)
     largest = min(settings.max_tokens or most, most) if settings else most
-    budget = _slider(ranges["budget"], largest, 1, info="Most pieces per picture.", elem_id="budget", **shown)
+    budget = _slider(ranges["budget"], largest, 1, info="Most visual tokens per picture.", elem_id="budget", **shown)
     if demo.backend.note:
         gr.HTML(f"<p>{demo.backend.note}</p>", elem_id="note")
     return ViewCard(choice, image, cost, [mode, alpha, budget])

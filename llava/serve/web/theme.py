@@ -78,5 +78,5 @@ def css() -> str:
 def head() -> str:
     """Builds the page's scripts for its head."""
     folder = files("llava.serve.web")
-    texts = [folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "leaves.js")]
+    texts = [folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "leaves.js", "names.js")]
     return "".join(f"<script>{text}</script>" for text in texts)

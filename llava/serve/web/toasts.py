@@ -6,6 +6,7 @@ no titles, and the page hides repeated toasts, so each text must be clear by its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
@@ -69,4 +70,6 @@ def errors_as_toasts() -> Iterator[None]:
 def with_advice(failure: Failure) -> str:
     """Formats a failure as sentences: what happened and what to do."""
     message = SHORTER.get(failure.kind, failure.message)
+    if failure.kind == "invalid_image":
+        message = re.sub(r"(\d)x(\d)", r"\1 × \2", message)  # sizes
     return f"{message[:1].upper()}{message[1:]}. {ADVICE.get(failure.kind, '')}".strip()

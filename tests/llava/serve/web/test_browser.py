@@ -287,6 +287,7 @@ def test_a_controller_s_models_are_offered_once_they_are_served_and_asked(
         visitor.at("#question textarea").focus()
         expect(visitor.at("#model input")).to_have_value(MODEL)
         expect(visitor.at("#note")).to_contain_text("Drawn for a vision tower of 112 pixels")
+        assert len({label.bounding_box()["y"] for label in visitor.at("#view label").all()}) == 1, "three in one row"
         visitor.ask(QUESTION)
         settings = {"alpha": 0.8, "max_tokens": 1152}
         visitor.has_been_answered(says(engine, 0, enabled=True, **settings))
