@@ -27,7 +27,6 @@ from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import AnswerPiece, Query
 from llava.serve.web.controller_client import ControllerBackend, read_first_pass, read_visual_tokens
 from llava.serve.web.handlers import Demo
-from llava.serve.web.moderation import Moderator
 from llava.serve.web.toasts import errors_as_toasts
 from llava.serve.workers import controller_app, protocol, worker_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
@@ -269,46 +268,3 @@ def test_the_views_are_those_of_clip_l_without_any_model() -> None:
     assert (by_clip.tokens, by_clip.leaves, backend.native_tokens) == (576, None, 576)
     native = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     assert torch.equal(by_clip.image, torch.as_tensor(native(image, return_tensors="pt")["pixel_values"][0]))
-
-
-# Moderation
-
-
-@contextmanager
-def moderation(reply: Response) -> Iterator[tuple[Moderator, list[Any]]]:
-    app, asked = FastAPI(), list[Any]()
-
-    @app.post("/v1/moderations")
-    async def moderations(request: Request) -> Response:
-        asked.append((request.headers["authorization"], await request.json()))
-        return reply
-
-    with served(app) as url:
-        yield Moderator("secret", url + "/v1/"), asked
-
-
-def test_a_question_passes_unless_it_is_flagged() -> None:
-    with moderation(JSONResponse({"results": [{"flagged": False}]})) as (moderator, asked):
-        asyncio.run(moderator.check("Hello?"))
-    assert asked == [("Bearer secret", {"model": "omni-moderation-latest", "input": "Hello?"})]
-    with (
-        moderation(JSONResponse({"results": [{"flagged": True}]})) as (moderator, _),
-        pytest.raises(RequestError, match="does not pass moderation"),
-    ):
-        asyncio.run(moderator.check("Hello?"))
-
-
-@pytest.mark.parametrize(
-    "reply", [JSONResponse({"error": "secret"}, 401), JSONResponse({"results": []}), Response(b"<html>")]
-)
-def test_without_a_verdict_nothing_passes(reply: Response) -> None:
-    with moderation(reply) as (moderator, _), pytest.raises(RequestError, match="could not be checked") as caught:
-        asyncio.run(moderator.check("Hello?"))
-    assert "secret" not in str(caught.value)
-
-
-def test_the_environment_names_the_key_and_another_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    assert Moderator.from_environment().url == "https://api.openai.com/v1/moderations"
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1/")
-    assert Moderator.from_environment().url == "http://localhost:1/v1/moderations"
