@@ -28,7 +28,7 @@ EXPLAINED_VIEWS = (*VIEWS, ANSWER)
 
 ALTS = {
     PICTURE: "The picture",
-    LINES: "The picture with lines around its visual tokens",
+    LINES: "The picture with lines where it is split into visual tokens",
     TOWER: "The picture as the encoder gets it, a patch for each visual token",
     ANSWER: "The picture with the heat of what the last answer depended on",
 }
