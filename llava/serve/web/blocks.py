@@ -39,7 +39,8 @@ class PageBlocks(gr.Blocks):
         except gr.Error as error:
             raise toast_error(f"{error.message.rstrip('.')}. Reload the page.") from None
         except Exception as error:
-            what = f"This request does not fit the page ({type(error).__name__})"
+            logger.warning("refused the values of a call of %r (%s)", block_fn.api_name, type(error).__name__)
+            what = "This request does not fit the page"
             raise toast_error(f"{what}: a value is missing, or is none of its component's. Reload the page.") from None
 
     async def call_function(self, block_fn: BlockFunction | int, *args: Any, **options: Any) -> Any:

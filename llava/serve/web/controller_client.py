@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -35,6 +36,8 @@ from llava.serve.workers.frames import ErrorCode
 from llava.tls import tls_context
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
+
+logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 4096
 MAX_FRAME = 2**20  # bytes; every frame repeats the prompt
@@ -162,19 +165,18 @@ class ControllerBackend:
         raise ValueError("a controller's workers cannot explain answers; start the page with its own model")
 
     async def ask(self, query: Query) -> AsyncGenerator[AnswerPiece, None]:
-        """See `Backend`.
+        """See `Backend`; without a chosen model the first one answers.
 
         Raises:
-            RequestError: there is no model or no worker, or the worker reports an error.
+            RequestError: there is no worker, or the worker reports an error.
         """
-        if not query.model:  # the page was opened before any worker registered
-            if await self.models():
-                raise RequestError(400, "model_not_chosen", "no model is chosen")
+        model = query.model or next(iter(await self.models()), "")  # a page that was opened before it was served
+        if not model:
             raise RequestError(503, "no_worker", "no worker serves a model at present")
-        conversation, images = build_conversation(await self.template(query.model), query.turns)
+        conversation, images = build_conversation(await self.template(model), query.turns)
         prompt = conversation.get_prompt()
         request = {
-            "model": query.model,
+            "model": model,
             "prompt": prompt,
             "temperature": query.sampling.temperature,
             "top_p": query.sampling.top_p or 1.0,
@@ -184,10 +186,7 @@ class ControllerBackend:
             "qlip": {name: value for name, value in asdict(query.qlip).items() if value is not None},
         }
         shown = len(prompt)
-        async with (
-            self._client() as client,
-            client.stream("POST", protocol.ANSWERS, json=request) as reply,
-        ):
+        async with self._client() as client, client.stream("POST", protocol.ANSWERS, json=request) as reply:
             await self._check_answer(reply)
             yield AnswerPiece()  # the request is accepted
             async for frame in read_stream(reply.aiter_bytes()):
@@ -222,22 +221,24 @@ class ControllerBackend:
         except httpx.TimeoutException:
             raise RequestError(504, "unreachable", "the controller did not answer in time") from None
         except (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError) as error:
-            raise RequestError(
-                502, "unreachable", f"the connection to the controller failed ({type(error).__name__})"
-            ) from None
+            logger.warning("the connection to the controller failed (%s)", type(error).__name__)
+            raise RequestError(502, "unreachable", "the model's server cannot be reached") from None
 
 
 async def read_stream(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yields the frames of a stream.
 
     Raises:
-        RequestError: the stream is not in LLaVA's protocol.
+        RequestError: the stream is not in LLaVA's protocol, or breaks off.
     """
     try:
         async for frame in frames.read_frames(chunks, MAX_FRAME):
             yield frame
     except ValueError:
         raise protocol_error() from None
+    except (httpx.NetworkError, httpx.ProtocolError) as error:
+        logger.warning("the controller's answer broke off (%s)", type(error).__name__)
+        raise RequestError(502, "broken_off", "the connection to the model's server broke") from None
 
 
 def read_frame(frame: bytes) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from inspect import Parameter
+from typing import Any, TypeVar
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.serve.engine.params import QLIPOptions, Sampling
@@ -17,6 +19,8 @@ LARGEST_ALPHA = 3.0
 MAX_QUESTION = 4000  # characters
 MAX_MODEL_NAME = 300  # characters
 CONTROLS = 7  # number of the page's controls
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,19 @@ class Controls:
         """Makes the sampling settings."""
         top_p = None if self.top_p == 1 else self.top_p
         return Sampling(self.temperature, top_p, max_new_tokens=int(self.max_new_tokens))
+
+
+def name_controls(handler: Handler) -> Handler:
+    """Names the controls that a handler takes as `*values`, in its signature, which is where Gradio's API looks.
+
+    The model may be left out of a call; the other controls have defaults on the page.
+    """
+    signature = inspect.signature(handler)
+    *before, rest = signature.parameters.values()
+    named = [Parameter(field.name, Parameter.POSITIONAL_OR_KEYWORD) for field in fields(Controls)]
+    named[-1] = named[-1].replace(default=None)
+    handler.__signature__ = signature.replace(parameters=[*before, *named, rest])  # type: ignore[attr-defined]
+    return handler
 
 
 def read_press(value: Any) -> int | None:

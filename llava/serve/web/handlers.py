@@ -20,13 +20,13 @@ from llava.serve.engine.params import QLIPOptions
 from llava.serve.web import views
 from llava.serve.web.backend import Backend, Query
 from llava.serve.web.chart import Curve
-from llava.serve.web.controls import CLIP, MAX_MODEL_NAME, QLIP, Controls, read_press, read_question
+from llava.serve.web.controls import CLIP, MAX_MODEL_NAME, QLIP, Controls, name_controls, read_press, read_question
 from llava.serve.web.feedback import FeedbackLog, read_vote
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.picture_handlers import PictureHandlers
 from llava.serve.web.progress import AnswerProgress, Comparison
 from llava.serve.web.runs import COMPARISON, TALK, Run, keep_outputs
-from llava.serve.web.session import BROKEN_OFF, CUT, WAITING, Messages, Session
+from llava.serve.web.session import BROKEN_OFF, CUT, STOPPED, WAITING, Messages, Session
 from llava.serve.web.toasts import errors_as_toasts, replace_surrogates, toast_error
 from llava.serve.web.visitors import Latest
 
@@ -54,6 +54,7 @@ class Demo(PictureHandlers):
         self._voted: Latest[str | None, int] = Latest()  # the hash of each visitor's last vote
 
     @keep_outputs(3)
+    @name_controls
     async def ask(
         self, request: gr.Request, session: Session, press: Any, question: Any, *controls: Any
     ) -> AsyncGenerator[tuple[Session, Messages, str], None]:
@@ -79,6 +80,7 @@ class Demo(PictureHandlers):
                 yield last
 
     @keep_outputs(3)
+    @name_controls
     async def regenerate(
         self, request: gr.Request, session: Session, press: Any, *controls: Any
     ) -> AsyncGenerator[tuple[Session, Messages, str], None]:
@@ -106,6 +108,7 @@ class Demo(PictureHandlers):
         return None if stopped is None else (stopped, stopped.messages(), gr.skip())
 
     @keep_outputs(6)
+    @name_controls
     async def compare(
         self, request: gr.Request, session: Session, press: Any, question: Any, *controls: Any
     ) -> AsyncGenerator[tuple[Any, ...], None]:
@@ -123,12 +126,12 @@ class Demo(PictureHandlers):
                         yield step
             except gr.Error:
                 if sides.is_shown:
-                    yield self._show_bodies(sides, "failed")
+                    yield self._show_bodies(sides, BROKEN_OFF)
                 raise
             if run.is_replaced:
                 yield gr.update(visible=False), *(gr.skip(),) * 5
             elif sides.is_shown and run.is_stopped:
-                yield self._show_bodies(sides, "stopped")
+                yield self._show_bodies(sides, STOPPED)
 
     def _show_bodies(self, sides: Comparison, ended: str = "") -> tuple[Any, ...]:
         """Shows the panel, in each step: a browser that gets several at once applies what they change to the first."""
@@ -198,6 +201,8 @@ class Demo(PictureHandlers):
             exchange = session.exchanges[session.exchange_of(message)]
         except LookupError:
             raise toast_error("That answer is no longer in the conversation.") from None
+        if not exchange.answer:
+            raise toast_error("There is no answer to vote on.")
         vote = hash((kind, message, exchange.texts()))
         if self._voted.get(request.session_hash) == vote:
             return
@@ -220,10 +225,12 @@ class Demo(PictureHandlers):
         self.holders.forget(request.session_hash)
         await self.runs.forget(request.session_hash)
 
-    async def models(self) -> Any:
-        """Lists the currently available models in the dropdown."""
+    async def models(self, chosen: Any = None) -> Any:
+        """Lists the currently available models in the dropdown, unless one of them is chosen."""
         with errors_as_toasts():
             names = [replace_surrogates(name) for name in await self.backend.models()]
+        if chosen in names:
+            return gr.skip()
         return gr.update(choices=names, value=names[0] if names else None)
 
     async def _converse(

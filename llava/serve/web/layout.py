@@ -13,7 +13,7 @@ from llava.serve.engine.params import Sampling
 from llava.serve.web.controls import CLIP, MODES, QLIP, QUESTION, Range, ranges_of
 from llava.serve.web.feedback import DISLIKE, LIKE, REPORT
 from llava.serve.web.handlers import Demo
-from llava.serve.web.views import LINES, NO_COST, NO_PICTURE, OPENING
+from llava.serve.web.views import ALTS, LINES, NO_COST, NO_PICTURE, OPENING
 
 TITLE = "LLaVA with QLIP"
 PAPER = "https://arxiv.org/abs/2505.23004"
@@ -89,6 +89,7 @@ def header(text: PageText, choose_model: bool) -> gr.Dropdown:
         gr.HTML(about, elem_id="title", visible=text.heading)
         with gr.Row(elem_id="tools"):
             model = gr.Dropdown([], label="Model", elem_id="model", container=False, visible=choose_model)
+            model.api_info = lambda: {"type": "string"}  # type: ignore[method-assign]  # the choices come later
             appearance = gr.Button("Light / dark", size="sm", elem_id="appearance", min_width=0)
     appearance.click(None, js="() => window.llavaPage.switchAppearance()")
     return model
@@ -143,9 +144,9 @@ def view_card(demo: Demo, text: PageText) -> ViewCard:
         height=VIEW_HEIGHT,
         buttons=["fullscreen", "download"],
         elem_id="seen",
-        alt_text="The picture as the model sees it, cut into its visual tokens",
+        alt_text=ALTS[LINES],
     )
-    cost = gr.HTML(OPENING if text.examples else NO_PICTURE, elem_id="meter")
+    cost = gr.HTML(OPENING if text.examples else NO_PICTURE, label="Tokens", elem_id="meter")
     quadtree = QUESTION if settings and settings.budget == "question" else QLIP
     start = quadtree if both and demo.backend.quadtree else CLIP
     mode = gr.Radio(
@@ -153,10 +154,10 @@ def view_card(demo: Demo, text: PageText) -> ViewCard:
     )
     ranges, shown = ranges_of(demo.backend), {"visible": both}
     threshold = settings.alpha if settings else 0
-    hint = "0 cuts as far as the budget goes; higher cuts less."
+    hint = "0 splits most; higher splits less."
     alpha = _slider(ranges["alpha"], threshold, 0.05, info=hint, elem_id="alpha", **shown)
     largest = min(settings.max_tokens or most, most) if settings else most
-    budget = _slider(ranges["budget"], largest, 1, info="Most pieces per picture.", elem_id="budget", **shown)
+    budget = _slider(ranges["budget"], largest, 1, info="Most visual tokens per picture.", elem_id="budget", **shown)
     if demo.backend.note:
         gr.HTML(f"<p>{demo.backend.note}</p>", elem_id="note")
     return ViewCard(choice, image, cost, [mode, alpha, budget])
@@ -180,7 +181,7 @@ def talk_card(demo: Demo, text: PageText) -> ConversationCard:
     strip = gr.HTML("", elem_id="strip")
     remove = gr.Button("Remove", elem_id="remove-picture", visible="hidden")
     gr.HTML(STATUS, elem_id="waiting")
-    spent = gr.HTML(NO_COST, elem_id="spent")
+    spent = gr.HTML(NO_COST, label="Cost", elem_id="spent")
     with gr.Row(elem_id="suggestions"):
         suggestions = [gr.Button(question, size="sm", min_width=0) for question in text.questions]
     with gr.Column(elem_id="ask-bar"):
@@ -208,9 +209,9 @@ def talk_card(demo: Demo, text: PageText) -> ConversationCard:
 
 def compare_card() -> list[gr.HTML]:
     """Lays out the comparison: its question, then the head and body of each side."""
-    parts = [gr.HTML(NO_COST, elem_id="compare-question")]
+    parts = [gr.HTML(NO_COST, label="Compared question", elem_id="compare-question")]
     with gr.Row(elem_id="sides"):
         for name in (CLIP, QLIP):
             with gr.Column(elem_classes="side", elem_id=f"side-{name.lower()}"):
-                parts += [gr.HTML(NO_COST), gr.HTML(NO_COST)]
+                parts += [gr.HTML(NO_COST, label=f"{name} head"), gr.HTML(NO_COST, label=f"{name} answer")]
     return parts

@@ -11,7 +11,7 @@ from torch import Tensor
 from qlip import Leaves
 from qlip.tools.heat import FULL_FRAME
 
-HINT = "Point at a piece, tap it, or step with the arrow keys, to see its size."
+HINT = "Point at a visual token, tap it, or step with the arrow keys, to see its size."
 
 
 def leaf_map(

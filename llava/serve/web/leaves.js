@@ -70,7 +70,8 @@
   };
   const prepare = () => {
     read();
-    const img = image();
+    const img = image(), alt = document.querySelector("#meter .meter")?.dataset.alt;
+    if (img && alt && img.alt !== alt) img.alt = alt; // what the drawing shows, see `token_meter`
     if (!img || (img.tabIndex === 0) === Boolean(data)) return;
     img.tabIndex = data ? 0 : -1;
     img.setAttribute("aria-describedby", "leaf");

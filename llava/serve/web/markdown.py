@@ -49,8 +49,9 @@ def render_answer(text: str, mark: str = "") -> str:
         The text itself, escaped, where it has no Markdown; otherwise an element whose `data-text` is the answer as it
         was written, for the copy button. Empty without text and mark.
     """
-    note = f'<span class="mark">{as_html(mark)}</span>' if mark else ""
     text = replace_surrogates(text)
+    kind = "mark" if text.strip() else "mark alone"  # the style sheet hides the votes on an answer without text
+    note = f'<span class="{kind}">{as_html(mark)}</span>' if mark else ""
     parser = _parser()
     tokens = parser.parse(text)
     if all(map(_is_plain, tokens)):

@@ -70,7 +70,10 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
         if demo.feedback is not None:
             talk.chat.like(demo.vote, [session, model], None, show_progress="hidden", preprocess=False, **PRIVATE)
         if choose_model:
-            page.load(demo.models, None, model, show_progress="hidden", **PRIVATE)
+            hidden: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
+            gr.on(
+                [page.load, model.focus], demo.models, model, model, **hidden, **PRIVATE
+            )  # none may be there at first
         page.unload(demo.leave)
     demo.holders.drop.append(lambda visitor: page.state_holder.session_data.pop(visitor, None))  # their session
     return page

@@ -15,7 +15,7 @@ from llava.serve.http.failures import RequestError, explain
 from llava.serve.web import views
 from llava.serve.web.backend import Backend, Query
 from llava.serve.web.chart import Curve, accuracy_chart
-from llava.serve.web.controls import CONTROLS, Controls, describe, read_press
+from llava.serve.web.controls import CONTROLS, Controls, describe, name_controls, read_press
 from llava.serve.web.leaf_map import leaf_map
 from llava.serve.web.runs import Runs
 from llava.serve.web.session import MAX_PICTURES, Session, file_name, open_upload, save_drawing
@@ -42,6 +42,7 @@ class PictureHandlers:
         self._refused: Latest[str | None, str | None] = Latest()  # the file of each that was refused last
         self.holders.drop.append(lambda visitor: self._opened.pop(visitor, None))  # who may open it again
 
+    @name_controls
     async def open_picture(
         self, request: gr.Request, session: Session, press: Any, upload: Mapping[str, Any] | None, *values: Any
     ) -> tuple[Any, ...]:
@@ -112,8 +113,6 @@ class PictureHandlers:
                 session = session.with_picture(open_upload(file))
             except (ImageError, RequestError) as error:
                 refused.append(f"{file_name(file)} cannot be used: {with_advice(explain(error))}")
-        if len(refused) == len(files) == 1:
-            raise toast_error(refused[0])
         self._require_no_answer(request)  # that of a question which was asked meanwhile
         for text in refused:
             warn(text)
@@ -149,7 +148,8 @@ class PictureHandlers:
 
     def show_strip(self, session: Session) -> str:
         """Formats the pictures of the conversation, if there are several."""
-        return views.picture_strip(session.pictures, len(session.pictures) - len(session.pending))
+        explains = self.backend.explains and session.last_answer is not None
+        return views.picture_strip(session.pictures, len(session.pictures) - len(session.pending), explains)
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -167,6 +167,7 @@ class PictureHandlers:
         """Draws the picture again after an answer, if what it depended on is shown; the drawing, and its cost."""
         return self.redraw(request, session, *values) if values[-1] == views.ANSWER else (gr.skip(), gr.skip())
 
+    @name_controls
     def redraw(self, request: gr.Request, session: Session, *values: Any) -> tuple[Any, Any]:
         """Draws the session's picture, see `draw`; changes nothing if the visitor has opened another one meanwhile."""
         drawn = self.draw(session, *values)
@@ -189,24 +190,32 @@ class PictureHandlers:
                 raise ValueError(f"the view is {describe(view)}; it must be one of {', '.join(self.views)}")
         if session.picture is None:
             return None, views.NO_PICTURE
-        explains = view == views.ANSWER and session.last_answer is not None
+        explains, options = view == views.ANSWER and session.last_answer is not None, settings.options(self.backend)
+        is_outdated = explains and session.exchanges[-1].options != options
         with errors_as_toasts():
             if explains:
-                picture = session.asked_pictures[-1]
-                prepared = self.backend.prepare(picture, session.exchanges[-1].options)
+                picture, options = session.asked_pictures[-1], session.exchanges[-1].options
+                prepared = self.backend.prepare(picture, options)
                 explained = self._explain(session, settings)
                 *_, shown = explained.draw([views.enlarge(each) for each in session.asked_pictures])
                 part = explained.images[-1]
                 about = leaf_map(part.leaves, picture.size, part.weights, part.frame)
             else:
                 picture = session.pictures[-1]
-                prepared = self.backend.prepare(picture, settings.options(self.backend))
+                prepared = self.backend.prepare(picture, options)
                 shown = views.draw(prepared, self.backend.pixels, picture=picture, view=view)
                 about = leaf_map(prepared.leaves, picture.size)
             drawing = save_drawing(shown)
-        several, when = len(session.pictures) > 1, "for this answer" if explains else "now"
-        meter = views.token_meter(prepared, picture, self.backend.native_tokens, several)
-        return drawing, about + meter + accuracy_chart(self.curve, prepared.tokens, when)
+        several, alt = (
+            len(session.pictures) > 1,
+            views.ALTS[view if explains or view != views.ANSWER else views.PICTURE],
+        )
+        meter = views.token_meter(prepared, picture, self.backend.native_tokens, several, alt)
+        is_measured = self.curve is not None and self.curve.covers(prepared.tokens, options)
+        chart = accuracy_chart(
+            self.curve, prepared.tokens if is_measured else None, "for this answer" if explains else "now"
+        )
+        return drawing, about + meter + views.OUTDATED * is_outdated + chart
 
     def _explain(self, session: Session, settings: Controls) -> Explanation:
         """Computes what the last answer depended on, with the pictures cut as they were for it."""

@@ -8,10 +8,14 @@ from dataclasses import dataclass, field, replace
 from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.web.backend import AnswerPiece
 from llava.serve.web.controls import CLIP, QLIP, QUESTION
+from llava.serve.web.session import BROKEN_OFF, CUT
 from llava.serve.web.toasts import replace_surrogates
 from llava.serve.web.views import Cost, compare_body
 
 SUBTITLES = {CLIP: "uniform grid", QLIP: "quadtree", QUESTION: "quadtree, split where the question attends to"}
+
+EMPTY, FAILED = "no answer", "failed"
+"""Marks of a comparison's side without text: the model had nothing to say, or failed."""
 
 
 class AnswerProgress:
@@ -38,6 +42,18 @@ class AnswerProgress:
         self.text += replace_surrogates(piece.text)
         self.is_cut = self.is_cut or piece.finish_reason == "length"
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the answer has ended by itself."""
+        return self.cost.total is not None
+
+    @property
+    def end_mark(self) -> str:
+        """The mark of an answer that is done: whether it was cut, or is empty."""
+        if self.is_cut:
+            return CUT
+        return "" if self.text.strip() else EMPTY
+
     def end(self) -> None:
         """Stops the clock."""
         self.cost = replace(self.cost, total=time.perf_counter() - self._start)
@@ -53,10 +69,18 @@ class Comparison:
     is_shown: bool = False
 
     def bodies(self, ended: str = "") -> list[str]:
-        """Formats each side's answer and cost as HTML; `ended` says why no more will come, see `compare_body`."""
+        """Formats each side's answer and cost as HTML, with the side's own mark.
+
+        Args:
+            ended: The mark of sides that are not done, if no more will come; empty while something may.
+        """
         sides = []
         for mode, image in self.images.items():
             begun = self.progress.get(mode)
             answer, cost = (None, Cost(image.tokens)) if begun is None else (begun.text.strip(), begun.cost)
-            sides.append(compare_body(mode, SUBTITLES[mode], answer, cost, ended))
+            if begun is not None and begun.is_done:
+                mark = begun.end_mark
+            else:
+                mark = FAILED if ended == BROKEN_OFF and not answer else ended
+            sides.append(compare_body(mode, SUBTITLES[mode], answer, cost, mark))
         return sides

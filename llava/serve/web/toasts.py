@@ -6,6 +6,7 @@ no titles, and the page hides repeated toasts, so each text must be clear by its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
@@ -20,16 +21,18 @@ ADVICE = {
     "invalid_image": "Choose another picture.",
     "context_length_exceeded": "Shorten the question, lower the token budget, or clear the chat.",
     "invalid_api_key": "The operator of this page must give the controller's key.",
-    "model_not_chosen": "Reload the page and choose one.",
     "model_not_found": "Choose another model, or reload the page.",
     "flagged": "Ask something else.",
     "moderation_failed": "Try again in a minute.",
     "unreachable": "Try again in a minute.",
-    "cut_off": "Try again.",
+    "broken_off": "Ask again, or press Regenerate.",
     "internal_error": "Try again.",
     "model_failed": "Try again, or lower the token budget.",
 }
 """What to do about an error, by its kind; the messages of other kinds include it."""
+
+SHORTER = {"model_failed": "the model failed; the server's log says why"}
+"""What visitors read, by kind, instead of messages that name an exception's class."""
 
 
 def replace_surrogates(text: str) -> str:
@@ -66,4 +69,7 @@ def errors_as_toasts() -> Iterator[None]:
 
 def with_advice(failure: Failure) -> str:
     """Formats a failure as sentences: what happened and what to do."""
-    return f"{failure.message[:1].upper()}{failure.message[1:]}. {ADVICE.get(failure.kind, '')}".strip()
+    message = SHORTER.get(failure.kind, failure.message)
+    if failure.kind == "invalid_image":
+        message = re.sub(r"(\d)x(\d)", r"\1 × \2", message)  # sizes
+    return f"{message[:1].upper()}{message[1:]}. {ADVICE.get(failure.kind, '')}".strip()

@@ -26,6 +26,18 @@ VIEWS = (PICTURE, LINES, TOWER)
 EXPLAINED_VIEWS = (*VIEWS, ANSWER)
 """The drawings where the model explains answers: also the picture with the heat of what the last answer depended on."""
 
+ALTS = {
+    PICTURE: "The picture",
+    LINES: "The picture with lines where it is split into visual tokens",
+    TOWER: "The picture as the encoder gets it, a patch for each visual token",
+    ANSWER: "The picture with the heat of what the last answer depended on",
+}
+"""What a screen reader says of each drawing."""
+
+OUTDATED = (
+    '<p class="meter-note" role="status">Drawn with the settings of the last answer. '
+    "New ones count from the next question.</p>"
+)
 NO_ANSWER = "Ask something first: this shows what the last answer depended on."
 
 NO_COST = "<p></p>"
@@ -113,7 +125,9 @@ def enlarge(picture: Image.Image, side: int = DRAWING_SIDE) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
 
 
-def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: int, several: bool = False) -> str:
+def token_meter(
+    prepared: PreparedImage, picture: Image.Image, native_tokens: int, several: bool = False, alt: str = ""
+) -> str:
     """Formats as HTML the number of a picture's visual tokens, compared with the uniform grid and CLIP.
 
     Args:
@@ -121,8 +135,10 @@ def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: in
         picture: The picture.
         native_tokens: CLIP's number.
         several: Whether it is one of several.
+        alt: What the drawing beside it shows; `leaves.js` makes it the drawing's alternative text.
     """
-    part = prepared.tokens / prepared.uniform_tokens
+    is_one_piece = prepared.leaves is not None and prepared.tokens == 1
+    part = prepared.tokens / (native_tokens if is_one_piece else prepared.uniform_tokens)
     share = f"{part:.0%}" if part >= 0.005 else "&lt;1%"
     if prepared.leaves is None:
         height, width = prepared.size
@@ -130,6 +146,8 @@ def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: in
         note = f"CLIP&rsquo;s uniform grid of {width}&times;{height} pixels, from a picture of"
         note += f" {picture.width}&times;{picture.height}"
         note += f", and {tiles - 1} tiles of it" if tiles > 1 else ""
+    elif is_one_piece:
+        note = f"The whole picture in one piece (CLIP takes {native_tokens:,})"
     else:
         rows, cols = prepared.leaves.grid
         if prepared.tiles is not None:
@@ -140,11 +158,13 @@ def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: in
             is_whole = prepared.tokens <= native_tokens and len(prepared.leaves.sizes.unique()) == 1
             note += "; nothing is split" if is_whole else ""
         if prepared.question is not None:
-            note += f". A question, asked about {prepared.first_tokens:,} tokens first, decides what is split"
-            note += ", to at most that"
+            note += f". Your question is first asked about {prepared.first_tokens:,} tokens; then the picture is split "
+            note += f"where it looks, into at most {prepared.tokens:,}"
+    count = count_tokens(prepared.tokens) + " of this picture" * several
+    grid = "CLIP&rsquo;s tokens" if is_one_piece else "the uniform grid"
     return (
-        f'<div class="meter"><p class="meter-count">{count_tokens(prepared.tokens)}{" of this picture" * several}</p>'
-        f'<div class="meter-bar" role="img" aria-label="{share} of the uniform grid">'
+        f'<div class="meter" data-alt="{escape(alt)}"><p class="meter-count">{count}</p>'
+        f'<div class="meter-bar" role="img" aria-label="{share} of {grid}">'
         f'<i style="width:{min(1.0, part):.1%}"></i></div><p class="meter-note">{note}</p></div>'
     )
 
@@ -186,12 +206,13 @@ def data_url(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def picture_strip(pictures: Sequence[Image.Image], asked: int) -> str:
+def picture_strip(pictures: Sequence[Image.Image], asked: int, explains: bool = False) -> str:
     """Formats the pictures of a conversation as HTML; nothing unless there are several.
 
     Args:
         pictures: In the order in which they were added.
         asked: How many of them the model has been asked about; the others go with the next question.
+        explains: Whether an answer can be explained, which is drawn on the last picture that it is about.
     """
     if len(pictures) < 2:
         return ""
@@ -206,12 +227,13 @@ def picture_strip(pictures: Sequence[Image.Image], asked: int) -> str:
             button += f'aria-label="Remove picture {number}" title="Remove">&times;</button>'
         image = f'<img src="{data_url(small)}" alt="Picture {number}, {when}">'
         items.append(f"<li>{image}<span>{number}</span>{button}</li>")
-    note = f"{len(pictures)} pictures in this conversation; the last is drawn, by “{ANSWER}” the last one asked about."
-    note += " Clear keeps the first."
+    note = f"{len(pictures)} pictures. The drawing shows the newest"
+    note += f" (“{ANSWER}”: the newest asked about)" if explains and asked < len(pictures) else ""
+    note += ". Clear removes all but the first."
     return f'<ol class="strip">{"".join(items)}</ol><p class="hint">{note}</p>'
 
 
-def compare_body(title: str, subtitle: str, answer: str | None, cost: Cost, ended: str = "") -> str:
+def compare_body(title: str, subtitle: str, answer: str | None, cost: Cost, mark: str = "") -> str:
     """Formats one side's answer and its cost as HTML.
 
     Args:
@@ -219,10 +241,10 @@ def compare_body(title: str, subtitle: str, answer: str | None, cost: Cost, ende
         subtitle: The side's subtitle.
         answer: The text so far; None before generation starts.
         cost: The cost so far.
-        ended: Why no more will come, if nothing came; empty while something may.
+        mark: Why no more will come; empty while something may, and of a whole answer.
     """
-    hint = ended or ("waiting" if answer is None else "")
-    text = render_answer(answer or "") or (f'<span class="hint">{hint}</span>' if hint else "&hellip;")
+    hint = '<span class="hint">waiting</span>' if answer is None else "&hellip;"
+    text = render_answer(answer or "", mark) or hint
     figures = "".join(
         f"<div><dd>{value}</dd><dt>{name}</dt></div>"
         for name, value in [("visual tokens", f"{cost.tokens:,}"), *seconds(cost)]

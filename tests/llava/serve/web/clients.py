@@ -51,7 +51,7 @@ def ask(visitor: Client, question: str = QUESTION, *said: Any) -> list[list[tupl
 def talk_of(chat: Sequence[Any]) -> list[tuple[str, str]]:
     """A chat as (role, text), without the mark of an answer that has not come yet."""
     said = [(entry["role"], "".join(part["text"] for part in entry["content"])) for entry in chat]
-    return [(role, text) for role, text in said if text != f'<span class="mark">{WAITING}</span>']
+    return [(role, text) for role, text in said if text != f'<span class="mark alone">{WAITING}</span>']
 
 
 def alone(engine: ChatEngine, path: str, question: str = QUESTION, **options: Any) -> str:

@@ -269,7 +269,9 @@ def test_the_page_follows_the_visitor_s_colours_and_can_be_switched(come: Callab
     assert (brightness() < 100) != dark
 
 
-def test_a_controller_s_models_are_offered_and_asked(come: Callable[..., Visitor], engine: ChatEngine) -> None:
+def test_a_controller_s_models_are_offered_once_they_are_served_and_asked(
+    come: Callable[..., Visitor], engine: ChatEngine
+) -> None:
     dispatcher = Dispatcher(Registry(), timeouts=Timeouts(registration_wait=0))
     model_worker = worker_app.create_app(worker_app.ModelWorker(engine, [MODEL]))
     with (
@@ -277,10 +279,15 @@ def test_a_controller_s_models_are_offered_and_asked(come: Callable[..., Visitor
         served(model_worker) as worker,
         page_of(Demo(ControllerBackend(address, native_size=112)), PageText(examples=FILES), choose_model=True) as page,
     ):
-        httpx.post(address + "/register_worker", json={"worker_name": worker}).raise_for_status()
         visitor = come(address=page).sees_a_picture().greedy()
+        httpx.post(address + "/register_worker", json={"worker_name": worker}).raise_for_status()
+        expect(visitor.at("#model input")).to_have_value("")
+        visitor.at("#model input").focus()
+        expect(visitor.page.get_by_role("option")).to_have_text([re.compile(MODEL)])
+        visitor.at("#question textarea").focus()
         expect(visitor.at("#model input")).to_have_value(MODEL)
         expect(visitor.at("#note")).to_contain_text("Drawn for a vision tower of 112 pixels")
+        assert len({label.bounding_box()["y"] for label in visitor.at("#view label").all()}) == 1, "three in one row"
         visitor.ask(QUESTION)
         settings = {"alpha": 0.8, "max_tokens": 1152}
         visitor.has_been_answered(says(engine, 0, enabled=True, **settings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
@@ -16,7 +16,7 @@ import httpx
 import pytest
 import torch
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
@@ -26,7 +26,7 @@ from llava.serve.engine.prompting import Turn
 from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import AnswerPiece, Query
 from llava.serve.web.controller_client import ControllerBackend, read_first_pass, read_visual_tokens
-from llava.serve.web.moderation import Moderator
+from llava.serve.web.handlers import Demo
 from llava.serve.web.toasts import errors_as_toasts
 from llava.serve.workers import controller_app, protocol, worker_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
@@ -136,7 +136,6 @@ def test_what_goes_wrong_is_told_with_what_to_do(url: str) -> None:
     )
     assert "Shorten the question, lower the token budget, or clear the chat." in toast(backend, query("long " * 2100))
     assert "this server allows at most 4096" in toast(backend, query(max_tokens=5000))
-    assert toast(backend, query(model="")) == "No model is chosen. Reload the page and choose one."
     wrong = toast(ControllerBackend(url, api_key="wrong"), query())
     assert wrong.startswith("An API key is needed") and "wrong" not in wrong
 
@@ -146,11 +145,14 @@ def test_models_are_listed_again_once_one_is_gone() -> None:
     app = controller_app.create_app(Dispatcher(registry, timeouts=Timeouts(registration_wait=0)), on_loopback=True)
     with served(app) as url:
         backend = ControllerBackend(url)
+        demo = Demo(backend)
+        assert asyncio.run(demo.models(None)) == gr.update(choices=[], value=None)
         assert toast(backend, query(model="")).startswith("No worker serves a model at present")
         registry.register(
             "http://127.0.0.1:1", protocol.WorkerStatus(model_names=["new"], speed=1, queue_length=0), True
         )
-        assert toast(backend, query(model="")).startswith("No model is chosen")
+        assert asyncio.run(demo.models(None)) == gr.update(choices=["new"], value="new")
+        assert asyncio.run(demo.models("new")) == gr.skip()
         registry.register(
             "http://127.0.0.1:1", protocol.WorkerStatus(model_names=["newer"], speed=1, queue_length=0), True
         )
@@ -159,12 +161,29 @@ def test_models_are_listed_again_once_one_is_gone() -> None:
         assert asyncio.run(backend.models()) == ["newer"]
 
 
-def test_a_controller_that_is_not_there_is_told() -> None:
+def test_a_controller_that_is_not_there_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with served(FastAPI()) as gone:
         pass
     for call in (lambda backend: answer(backend, query()), lambda backend: asyncio.run(backend.models())):
-        with pytest.raises(RequestError, match=r"the connection to the controller failed \(ConnectError\)"):
+        with pytest.raises(RequestError, match="^the model's server cannot be reached$"):
             call(ControllerBackend(gone))
+    assert "ConnectError" in caplog.text, "the operator's log names the class"
+
+
+def test_a_page_that_was_opened_before_its_controller_asks_the_first_model() -> None:
+    with upstream(lambda request: framed({"text": request["prompt"] + " a ring", "error_code": 0})) as (url, asked):
+        assert text_of(answer(ControllerBackend(url), query(model=""))) == "a ring"
+    assert asked[0]["model"] == "a"
+
+
+def test_an_answer_that_breaks_off_is_told_as_that() -> None:
+    async def frames() -> AsyncIterator[bytes]:
+        yield json.dumps({"text": "", "error_code": 0}).encode() + b"\0"
+        raise ConnectionError
+
+    with upstream(lambda request: StreamingResponse(frames())) as (url, _):
+        told = toast(ControllerBackend(url), query())
+    assert told == "The connection to the model's server broke. Ask again, or press Regenerate."
 
 
 # With whatever else speaks the protocol
@@ -249,46 +268,3 @@ def test_the_views_are_those_of_clip_l_without_any_model() -> None:
     assert (by_clip.tokens, by_clip.leaves, backend.native_tokens) == (576, None, 576)
     native = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     assert torch.equal(by_clip.image, torch.as_tensor(native(image, return_tensors="pt")["pixel_values"][0]))
-
-
-# Moderation
-
-
-@contextmanager
-def moderation(reply: Response) -> Iterator[tuple[Moderator, list[Any]]]:
-    app, asked = FastAPI(), list[Any]()
-
-    @app.post("/v1/moderations")
-    async def moderations(request: Request) -> Response:
-        asked.append((request.headers["authorization"], await request.json()))
-        return reply
-
-    with served(app) as url:
-        yield Moderator("secret", url + "/v1/"), asked
-
-
-def test_a_question_passes_unless_it_is_flagged() -> None:
-    with moderation(JSONResponse({"results": [{"flagged": False}]})) as (moderator, asked):
-        asyncio.run(moderator.check("Hello?"))
-    assert asked == [("Bearer secret", {"model": "omni-moderation-latest", "input": "Hello?"})]
-    with (
-        moderation(JSONResponse({"results": [{"flagged": True}]})) as (moderator, _),
-        pytest.raises(RequestError, match="does not pass moderation"),
-    ):
-        asyncio.run(moderator.check("Hello?"))
-
-
-@pytest.mark.parametrize(
-    "reply", [JSONResponse({"error": "secret"}, 401), JSONResponse({"results": []}), Response(b"<html>")]
-)
-def test_without_a_verdict_nothing_passes(reply: Response) -> None:
-    with moderation(reply) as (moderator, _), pytest.raises(RequestError, match="could not be checked") as caught:
-        asyncio.run(moderator.check("Hello?"))
-    assert "secret" not in str(caught.value)
-
-
-def test_the_environment_names_the_key_and_another_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    assert Moderator.from_environment().url == "https://api.openai.com/v1/moderations"
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1/")
-    assert Moderator.from_environment().url == "http://localhost:1/v1/moderations"

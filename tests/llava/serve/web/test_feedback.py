@@ -18,7 +18,7 @@ from llava.serve.web import feedback
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.feedback import FeedbackLog, read_vote
 from llava.serve.web.handlers import Demo
-from llava.serve.web.session import Session
+from llava.serve.web.session import STOPPED, WAITING, Session
 from tests.llava.serve.openai.serving import picture
 
 CLIENT = SimpleNamespace(session_hash="a", client=SimpleNamespace(host="192.0.2.7"))
@@ -72,6 +72,15 @@ def test_an_answer_that_is_gone_takes_no_vote(engine: ChatEngine, tmp_path: Path
     demo = Demo(EngineBackend(engine), feedback=FeedbackLog(tmp_path))
     with pytest.raises(gr.Error, match="no longer in the conversation"):
         asyncio.run(demo.vote(CLIENT, Session(picture()), None, clicked(1, True)))
+
+
+@pytest.mark.parametrize("mark", [WAITING, STOPPED])
+def test_an_answer_without_text_takes_no_vote(engine: ChatEngine, tmp_path: Path, mark: str) -> None:
+    demo = Demo(EngineBackend(engine), feedback=FeedbackLog(tmp_path))
+    session = Session(picture()).with_answer("What?", "", mark=mark)
+    with pytest.raises(gr.Error, match="There is no answer to vote on"):
+        asyncio.run(demo.vote(CLIENT, session, None, clicked(1, True)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_day_takes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

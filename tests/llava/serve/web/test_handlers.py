@@ -186,7 +186,8 @@ def test_the_question_decides_if_the_visitor_wants_that(new_visitor: NewVisitor,
     _, cost = visitor.predict(*controls(BY_QUESTION), api_name="/look")
     most = engine.vision.prepare(picture(), engine.vision.settings(QLIPOptions(**options)))
     assert count(cost) == most.tokens
-    assert f"A question, asked about {most.first_tokens} tokens first, decides what is split" in cost
+    asked = f"Your question is first asked about {most.first_tokens} tokens; then the picture is split where it looks"
+    assert f"{asked}, into at most {most.tokens}" in cost
     answer = engine.submit(engine.question(QUESTION, 1), [picture()], GREEDY, QLIPOptions(**options))
     text = "".join(answer)
     (side,) = (part for part in steps(visitor, "/compare", QUESTION, *controls(BY_QUESTION))[-1][-1:])

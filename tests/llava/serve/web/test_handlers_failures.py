@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -13,12 +14,12 @@ import pytest
 
 from llava.serve.engine import ChatEngine
 from llava.serve.http.failures import RequestError
-from llava.serve.web.backend import EngineBackend
+from llava.serve.web.backend import AnswerPiece, EngineBackend, Query
 from llava.serve.web.controls import QLIP
 from llava.serve.web.handlers import Demo
 from llava.serve.web.moderation import Moderator
-from llava.serve.web.runs import COMPARISON
-from llava.serve.web.session import STOPPED, WAITING, Session
+from llava.serve.web.runs import COMPARISON, Run
+from llava.serve.web.session import BROKEN_OFF, CUT, STOPPED, WAITING, Session
 from tests.llava.serve.openai.serving import Gate, becomes_idle, picture, reaches
 from tests.llava.serve.web.clients import (
     FIRST,
@@ -122,7 +123,7 @@ def test_a_failure_of_the_model_is_told_without_its_cause(
     monkeypatch.setattr(engine, "_generate", fail)
     with pytest.raises(gr.Error, match="The model failed") as caught:
         asyncio.run(fails())
-    assert "secret" not in str(caught.value)
+    assert "secret" not in str(caught.value) and "RuntimeError" not in str(caught.value)
     assert not caught.value.print_exception
 
 
@@ -145,6 +146,39 @@ def test_a_comparison_that_ends_early_does_not_seem_to_wait(
     monkeypatch.setattr(engine, "asubmit", fail)
     for side in asyncio.run(last_step(stops=False))[3::2]:
         assert "failed" in side and "waiting" not in side and "&hellip;" not in side
+
+
+def test_each_side_of_a_comparison_has_its_own_mark(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = Demo(EngineBackend(engine))
+
+    async def compare(ends: Callable[[Run], None]) -> tuple[str, str]:
+        """The two sides after a run that `ends` ends in the middle of the second answer."""
+        steps = [(None, *[""] * 5)]
+        with suppress(gr.Error):
+            async for step in demo.compare(request("a"), Session(picture()), None, "What?", *controls(length=2)):
+                steps.append(step)
+                if ">a ring" in step[5]:
+                    ends(demo.runs._runs["a", COMPARISON])
+        return steps[-1][3], steps[-1][5]
+
+    for side in asyncio.run(compare(lambda run: None)):
+        assert f'<span class="mark">{CUT}</span>' in side
+    for ends, mark in ((Run.stop, STOPPED), (lambda run: None, BROKEN_OFF)):
+        monkeypatch.setattr(demo.backend, "ask", fail_every_second())
+        left, right = asyncio.run(compare(ends))
+        assert "mark" not in left and f'>a ring <span class="mark">{mark}</span><' in right
+
+
+def fail_every_second() -> Callable[[Query], AsyncGenerator[AnswerPiece, None]]:
+    """A backend's `ask` of which every second answer fails after its first text."""
+    count = itertools.count()
+
+    async def ask(_: Query) -> AsyncGenerator[AnswerPiece, None]:
+        yield AnswerPiece("a ring")
+        if next(count) % 2:
+            raise RuntimeError("the model is broken")
+
+    return ask
 
 
 async def fail(*_: Any, **__: Any) -> None:

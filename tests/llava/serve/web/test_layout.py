@@ -17,8 +17,9 @@ from llava.serve.web.chart import embedded_curve
 from llava.serve.web.feedback import FeedbackLog
 from llava.serve.web.handlers import Demo
 from llava.serve.web.page import PageText
+from llava.serve.web.views import ALTS, LINES, PICTURE
 from llava.utils import demo_picture_paths
-from tests.llava.serve.openai.serving import QUESTION, Talker, becomes_idle
+from tests.llava.serve.openai.serving import QUESTION, Gate, Talker, becomes_idle
 from tests.llava.serve.web.pages import PHONE, Visitor, needs_chromium, page_of
 
 SIZES = ((1400, 900), (1180, 820), (1024, 768), PHONE)
@@ -96,6 +97,45 @@ def test_on_a_phone_the_question_box_covers_no_control_at_the_end_of_the_page(co
     assert last["y"] + last["height"] < bar["y"]
     for name in ("add-picture", "ask", "compare"):
         visitor.at(f"#{name}").click(trial=True)  # nothing is drawn over it
+
+
+SMALL = """() => [...document.querySelectorAll('button, a, input, [tabindex="0"]')]
+    .filter(each => each.checkVisibility() && !each.closest('[aria-hidden], label:has(input), .sr-only'))
+    .filter(each => Math.min(each.offsetWidth, each.offsetHeight) < 24).map(each => each.outerHTML.slice(0, 200))"""
+
+
+def test_on_a_phone_every_control_has_a_name_one_tab_stop_and_room_for_a_finger(
+    come: Callable[..., Visitor], engine: ChatEngine
+) -> None:
+    visitor = come(PHONE).sees_a_picture()
+    drawing, download = visitor.at("#seen img"), visitor.at("#seen a.download-link")
+    for group in ("View", "Way of seeing"):
+        expect(visitor.page.get_by_role("group", name=group)).to_be_visible()
+    drawing.focus()
+    visitor.page.keyboard.press("Shift+Tab")
+    expect(download).to_be_focused()
+    expect(download).to_have_accessible_name("Download")
+    visitor.page.keyboard.press("Shift+Tab")
+    expect(visitor.at("#seen").get_by_label("Fullscreen")).to_be_focused()
+    expect(drawing).to_have_attribute("alt", ALTS[LINES])
+    visitor.page.get_by_role("radio", name="Picture", exact=True).evaluate("radio => radio.click()")
+    expect(drawing).to_have_attribute("alt", ALTS[PICTURE])
+    with Gate(engine):
+        visitor.ask(QUESTION)
+        expect(visitor.answer).to_have_text("…")
+        visitor.at("#stop").click()
+        expect(visitor.answer).to_have_text("stopped")
+        expect(visitor.at("#chat").get_by_label("Like", exact=True)).to_have_count(1)
+        expect(visitor.at("#chat").get_by_label("Like", exact=True)).not_to_be_visible()
+    assert becomes_idle(engine)
+    visitor.greedy().ask(QUESTION)
+    expect(visitor.at("#spent")).to_contain_text("in total")
+    expect(visitor.at("#chat").get_by_label("Like", exact=True).last).to_be_visible()
+    assert visitor.page.evaluate(SMALL) == []
+    heights = [visitor.at(f"#{name}").bounding_box()["height"] for name in ("ask", "add-picture")]
+    visitor.at("#question textarea").fill("several\nlines\nof\ntext")
+    assert visitor.at("#question").bounding_box()["height"] > 2 * heights[0]
+    assert [visitor.at(f"#{name}").bounding_box()["height"] for name in ("ask", "add-picture")] == heights
 
 
 def test_a_toast_names_the_file_that_is_refused(come: Callable[..., Visitor], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from llava.serve.web.handlers import Demo
 from llava.serve.web.layout import PageText
 from llava.serve.web.leaf_map import leaf_map
 from llava.serve.web.session import Session
-from llava.serve.web.views import ANSWER, LINES, PICTURE, VIEWS
+from llava.serve.web.views import ANSWER, LINES, OUTDATED, PICTURE, VIEWS
 from tests.llava.serve.openai.serving import QUESTION, picture
 from tests.llava.serve.web.clients import ALPHA, BUDGET, FIRST, controls, count, request
 from tests.llava.serve.web.pages import PHONE, Visitor, needs_chromium, page_of
@@ -64,6 +64,9 @@ def test_the_last_answer_is_explained_as_its_picture_was_cut(engine: ChatEngine,
     expected = engine.explain(QUESTION, [picture()], "a ring", qlip=options).images[0].weights
     assert np.abs(shares / 100 - expected.numpy()).max() < 0.001
     assert count(about) == len(shares)
+    assert OUTDATED in about, "the controls seem to do nothing"
+    assert OUTDATED not in demo.draw(session, *controls(budget=128), ANSWER)[1]
+    assert OUTDATED not in demo.draw(session, *controls(mode=CLIP), LINES)[1]
     with_clip = Session(picture()).with_answer(QUESTION, "a ring", QLIPOptions(enabled=False))
     squares = known(demo.draw(with_clip, *controls(), ANSWER)[1])
     assert squares["grid"] == [8, 8] and squares["frame"] == [0, 0, 1, 1]

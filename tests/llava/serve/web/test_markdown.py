@@ -95,7 +95,7 @@ def test_a_table_is_one() -> None:
 def test_a_mark_follows_the_text_and_stands_alone_without_any() -> None:
     assert render_answer("a", "cut <b>") == 'a <span class="mark">cut &lt;b&gt;</span>'
     assert render_answer("*a*", "cut <b>").endswith('<span class="mark">cut &lt;b&gt;</span></div>')
-    assert render_answer("", "…") == '<span class="mark">…</span>'
+    assert render_answer("", "…") == '<span class="mark alone">…</span>'
     assert render_answer("") == ""
 
 

@@ -6,11 +6,15 @@ import re
 
 import httpx
 import pytest
+from gradio_client import handle_file
 
+from llava.serve.engine import ChatEngine
+from llava.serve.web.controls import CLIP
 from llava.serve.web.handlers import Demo
 from llava.serve.web.launch import NO_LINK, serve
 from llava.serve.web.page import PageText, build_page
 from tests.llava.serve.programs import free_port, has_ipv6
+from tests.llava.serve.web.clients import FIRST, QUESTION, NewVisitor, alone, talk_of
 
 
 def test_a_page_on_an_ipv6_address_is_served_and_named_as_a_url(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,3 +65,23 @@ def test_without_a_tunnel_the_page_is_served_here_and_says_so_in_one_line(
     assert (told.out, told.err) == (f"the page is at {page.local_url}\n", f"--share: {NO_LINK}\n")
     assert httpx.get(page.local_url).status_code == 200
     page.close()
+
+
+def test_programs_call_the_page_with_named_controls_and_leave_out_what_has_a_default(
+    new_visitor: NewVisitor, engine: ChatEngine
+) -> None:
+    program = new_visitor(None)
+    endpoints = program.view_api(print_info=False, return_format="dict")["named_endpoints"]
+    controls = ["mode", "alpha", "budget", "temperature", "top_p", "max_new_tokens", "model"]
+    before = {"/ask": ["question"], "/compare": ["question"], "/open_picture": ["upload"]}
+    for name, endpoint in endpoints.items():
+        expected = [] if name == "/clear" else [*before.get(name, []), *controls]
+        assert [each["parameter_name"] for each in endpoint["parameters"]] == expected
+        assert not [each["label"] for each in endpoint["returns"] if each["label"].startswith("value_")]
+    assert len(endpoints) == 6
+    program.predict(handle_file(FIRST), api_name="/open_picture")
+    chat, *_ = program.predict(QUESTION, mode=CLIP, temperature=0, api_name="/ask")
+    assert talk_of(chat)[-1] == ("assistant", alone(engine, FIRST, enabled=False))
+    program.predict(api_name="/regenerate")
+    program.predict(QUESTION, api_name="/compare")
+    assert "visual token" in program.predict(budget=20, api_name="/look")[1]

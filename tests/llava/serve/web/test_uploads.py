@@ -69,7 +69,7 @@ def test_a_picture_of_impossible_shape_is_refused(
 ) -> None:
     Image.new("L", size).save(tmp_path / "odd.png")
     assert opened(new_visitor(None), tmp_path / "odd.png") == NOTHING
-    assert f"{size[0]}x{size[1]}" in warnings[0]
+    assert f"{size[0]} × {size[1]}" in warnings[0]
 
 
 def test_a_change_that_a_browser_tells_twice_is_one(

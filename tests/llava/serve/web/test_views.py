@@ -6,6 +6,7 @@ import json
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -16,10 +17,10 @@ from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.chart import Curve, accuracy_chart, embedded_curve
-from llava.serve.web.controls import CLIP, QLIP
+from llava.serve.web.controls import CLIP, QLIP, QUESTION
 from llava.serve.web.handlers import Demo
 from llava.serve.web.session import Session
-from llava.serve.web.views import LINES, PICTURE, TOWER, draw
+from llava.serve.web.views import ALTS, LINES, PICTURE, TOWER, draw
 from qlip import QLIPConfig
 from tests.llava.serve.openai.serving import picture
 from tests.llava.serve.web.clients import controls, request
@@ -56,8 +57,9 @@ def test_the_tower_s_view_is_made_of_its_patches(backend: EngineBackend) -> None
 def test_a_view_is_chosen_and_an_unknown_one_refused(demo: Demo) -> None:
     session = Session(picture())
     for view in (PICTURE, LINES, TOWER):
-        chosen, drawing, _ = demo.set_view(request("a"), session, view, *controls())
+        chosen, drawing, about = demo.set_view(request("a"), session, view, *controls())
         assert chosen == view and drawing is not None and Image.open(drawing).format == "PNG"
+        assert f'data-alt="{ALTS[view]}"' in about
     with pytest.raises(gr.Error, match="The view is &#x27;x&#x27;|The view is 'x'"):
         demo.set_view(request("a"), session, "x", *controls())
 
@@ -80,16 +82,30 @@ def test_the_chart_marks_the_tokens_of_the_picture() -> None:
     def mark(tokens: int) -> float:
         return float(re.search(r'<line class="now" x1="([\d.]+)"', accuracy_chart(embedded_curve(), tokens))[1])
 
-    marks = [mark(tokens) for tokens in (16, 64, 300, 1024)]
+    marks = [mark(tokens) for tokens in (16, 64, 91)]
     assert marks == sorted(marks) and marks[0] < marks[1] and marks[-1] < 340
     assert "this picture has 91" in accuracy_chart(embedded_curve(), 91)
     assert ">91 tokens for this answer<" in accuracy_chart(embedded_curve(), 91, "for this answer")
+    assert ">1 token now<" in accuracy_chart(embedded_curve(), 1)
 
 
-@pytest.mark.parametrize(("tokens", "label"), [(1, "&larr; 1 tokens now"), (4096, "4,096 tokens now &rarr;")])
-def test_tokens_beyond_the_charts_axis_are_not_marked_on_it(tokens: int, label: str) -> None:
-    chart = accuracy_chart(embedded_curve(), tokens)
-    assert f">{label}<" in chart and '<line class="now"' not in chart
+@pytest.mark.parametrize(
+    ("chosen", "marked"),
+    [
+        (controls(), True),
+        (controls(budget=1), False),
+        (controls(alpha=0, budget=300), False),
+        (controls(alpha=0.3), False),
+        (controls(QUESTION), False),
+        (controls(CLIP, alpha=0.3), True),
+    ],
+    ids=["measured", "fewer tokens", "more tokens", "another threshold", "by question", "CLIP"],
+)
+def test_the_chart_marks_only_what_was_measured(engine: ChatEngine, chosen: tuple[Any, ...], marked: bool) -> None:
+    demo = Demo(EngineBackend(engine), curve=embedded_curve())
+    drawn = demo.draw(Session(picture()), *chosen)[1]
+    assert '<figure class="curve">' in drawn
+    assert ('class="now"' in drawn) == marked and ("this picture has" in drawn) == marked
 
 
 def test_the_chart_does_not_join_qlips_points_through_clips() -> None:
@@ -117,3 +133,9 @@ def test_the_meter_says_what_is_not_split_and_what_is_almost_nothing_of_the_grid
 def test_the_meter_of_clip_names_both_sizes_of_a_picture_that_is_padded(demo: Demo) -> None:
     meter = demo.draw(Session(Image.new("RGB", (400, 200), "gray")), *controls(CLIP))[1]
     assert "uniform grid of 112&times;112 pixels, from a picture of 400&times;200" in meter
+
+
+def test_the_meter_says_what_one_token_is(demo: Demo) -> None:
+    meter = demo.draw(Session(picture()), *controls(budget=1))[1]
+    assert "<strong>1</strong> visual token<" in meter
+    assert ">The whole picture in one piece (CLIP takes 64)<" in meter and "100%" not in meter

@@ -1,0 +1,26 @@
+// Names for screen readers, and one tab stop each, for controls that Gradio leaves without.
+(() => {
+  "use strict";
+  const set = (part, name, value) => { if (part && part.getAttribute(name) !== value) part.setAttribute(name, value); };
+
+  const nameControls = () => {
+    // Radio groups: their hidden label is no legend.
+    set(document.querySelector("#view"), "aria-label", "View");
+    set(document.querySelector("#way"), "aria-label", "Way of seeing");
+    // The download is a button inside a link: the link is what works without a mouse.
+    for (const link of document.querySelectorAll("a.download-link")) {
+      set(link, "aria-label", "Download");
+      set(link.querySelector("button"), "tabindex", "-1");
+      set(link.querySelector("button"), "aria-hidden", "true");
+    }
+    // The drawing itself takes the focus, for the arrow keys; the button around it does nothing.
+    const frame = document.querySelector("#seen button:has(> .image-frame)");
+    set(frame, "tabindex", "-1");
+    set(frame, "role", "group");
+    set(frame, "aria-label", "Drawing");
+  };
+
+  const start = () => new MutationObserver(nameControls).observe(document.body, { childList: true, subtree: true });
+  if (document.readyState === "loading") addEventListener("DOMContentLoaded", start); // else added by Gradio later
+  else start();
+})();
