@@ -53,7 +53,7 @@
     const fault = files.length > 0 ? files.map(findFault).find(Boolean) : "This is not a file. Choose a picture.";
     if (!fault) return;
     stop(event);
-    for (const type of ["dragleave", "dragend"]) event.target.dispatchEvent(new DragEvent(type, { bubbles: true }));
+    field()?.parentElement.dispatchEvent(new DragEvent("dragleave")); // else the frame stays marked
     refuse(fault);
   }, true);
 
@@ -94,9 +94,12 @@
   }, true);
 
   // An upload is an edit of the conversation from its first byte, so that what is pressed meanwhile waits for it.
+  const STREAM = { "Content-Type": "text/event-stream" };
   const send = window.fetch.bind(window);
   const filesOf = ({ method, body } = {}) => method === "POST" && body instanceof FormData ? body.getAll("files") : [];
   window.fetch = async (target, options) => {
+    // While the camera waits, Gradio asks for the progress of an upload that there is not, and fails at the 404.
+    if (String(target?.url ?? target).endsWith("/upload_progress?upload_id=")) return new Response(null, { headers: STREAM });
     const files = filesOf(options);
     if (files.length === 0) return send(target, options);
     const isAdded = files.every(({ name, size }) => adding.some((each) => each.name === name && each.size === size));

@@ -99,6 +99,7 @@ def test_what_fails_or_is_left_unfinished_takes_neither_picture_nor_conversation
         press(visitor, "Upload file")
 
     def upload_in_vain() -> None:
+        assert visitor.problems == []
         visitor.page.route(UPLOADS, refused)
         choose(visitor, SECOND)
 
@@ -116,6 +117,7 @@ def test_what_fails_or_is_left_unfinished_takes_neither_picture_nor_conversation
             expect(visitor.toast).to_contain_text(told)
             visitor.close_toasts()
         expect(visitor.at("#picture .image-frame img")).to_be_visible()
+        expect(visitor.at("#picture")).not_to_have_class(re.compile("border_focus"))
         expect(visitor.at("#chat .user.message")).to_have_text(QUESTION)
         assert visitor.view == view
     visitor.page.unroute(UPLOADS)
