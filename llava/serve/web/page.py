@@ -70,10 +70,8 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
         if demo.feedback is not None:
             talk.chat.like(demo.vote, [session, model], None, show_progress="hidden", preprocess=False, **PRIVATE)
         if choose_model:
-            hidden: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
-            gr.on(
-                [page.load, model.focus], demo.models, model, model, **hidden, **PRIVATE
-            )  # none may be there at first
+            looks = [page.load, model.focus]  # no model may be served at first
+            gr.on(looks, demo.models, model, model, show_progress="hidden", preprocess=False, **PRIVATE)
         page.unload(demo.leave)
     demo.holders.drop.append(lambda visitor: page.state_holder.session_data.pop(visitor, None))  # their session
     return page

@@ -206,15 +206,11 @@ class PictureHandlers:
                 shown = views.draw(prepared, self.backend.pixels, picture=picture, view=view)
                 about = leaf_map(prepared.leaves, picture.size)
             drawing = save_drawing(shown)
-        several, alt = (
-            len(session.pictures) > 1,
-            views.ALTS[view if explains or view != views.ANSWER else views.PICTURE],
-        )
-        meter = views.token_meter(prepared, picture, self.backend.native_tokens, several, alt)
+        alt = views.ALTS[views.PICTURE if view == views.ANSWER and not explains else view]
+        meter = views.token_meter(prepared, picture, self.backend.native_tokens, len(session.pictures) > 1, alt)
         is_measured = self.curve is not None and self.curve.covers(prepared.tokens, options)
-        chart = accuracy_chart(
-            self.curve, prepared.tokens if is_measured else None, "for this answer" if explains else "now"
-        )
+        when = "for this answer" if explains else "now"
+        chart = accuracy_chart(self.curve, prepared.tokens if is_measured else None, when)
         return drawing, about + meter + views.OUTDATED * is_outdated + chart
 
     def _explain(self, session: Session, settings: Controls) -> Explanation:
