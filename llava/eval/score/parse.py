@@ -7,7 +7,9 @@ official rules for yes and no.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 # Chinese, Japanese and Korean have no blanks between words, so their characters do not join a letter to a word.
 _CJK = r"\u3005-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
@@ -102,33 +104,11 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     Returns:
         One of the letters; None if no rule applies, or if the answer is another letter.
     """
-    text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text.translate(_FULL_WIDTH)))
-    texts = {letter: _plain(option) for letter, option in options.items() if _plain(option)}
-    titled = None if _plain(text) in texts.values() else _TITLED.fullmatch(text)
-    if whole := _WHOLE.fullmatch(text) or titled:  # rule 1
-        if (letter := whole[1].upper()) in options:
-            return letter
-        same = [name for name, option in texts.items() if option == letter.lower()]  # "O" of H, O, N and X
-        return same[0] if len(same) == 1 else None
-    restated = _RESTATED.fullmatch(text)  # rule 2
-    if restated and texts.get(restated[1]) == _plain(restated[2]):
-        return restated[1]
-    if _SEVERAL.fullmatch(text):  # rule 3
-        named = set(re.findall("[A-Z]", text))
-        return named.pop() if len(named) == 1 and named <= options.keys() else None
-    left = _RULED_OUT.sub(_GONE, _without_texts(text, options))
-    single, said = _without_ties(left, options), _plain(text)
-    is_list = _repeats_options(said, texts)
-    declared = _declared(_HEADING.sub(_GONE, single) if is_list else single, options)
-    if stated := declared or _at_an_end(single, options, is_list):  # rules 4 and 5
-        return stated
-    for form in (str, _without_article):  # rule 6
-        if equal := [letter for letter, option in texts.items() if form(option) == form(said)]:
-            return equal[0] if len(equal) == 1 else None
-    if alone := {letter for letter in _ALONE.findall(left) if letter in options}:  # rule 7
-        return alone.pop() if len(alone) == 1 else None
-    inside = _texts_inside(said, texts)  # rule 8
-    return inside.pop() if len(inside) == 1 else None
+    answer = _Answer(re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text.translate(_FULL_WIDTH))), options)
+    for rule in _RULES:
+        if (decision := rule(answer)) is not None:
+            return decision[0]
+    return None
 
 
 def find_listed_options(question: str) -> dict[str, str]:
@@ -154,25 +134,115 @@ def read_mme_answer(text: str) -> str | None:
     return "yes" if "yes" in start else "no" if "no" in start else None
 
 
-def _declared(text: str, options: Mapping[str, str]) -> str | None:
+@dataclass(frozen=True)
+class _Answer:
+    """An answer with single blanks, and what the rules read of it."""
+
+    text: str
+    options: Mapping[str, str]
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """Letter -> plain text, of the options whose text is known."""
+        return {letter: _plain(option) for letter, option in self.options.items() if _plain(option)}
+
+    @cached_property
+    def said(self) -> str:
+        """The plain text."""
+        return _plain(self.text)
+
+    @cached_property
+    def left(self) -> str:
+        """The text without letters that it rules out, or that are a part of an option's text."""
+        return _RULED_OUT.sub(_GONE, _without_texts(self.text, self.options))
+
+    @cached_property
+    def single(self) -> str:
+        """`left` without letters that are named together."""
+        return _without_ties(self.left, self.options)
+
+    @cached_property
+    def is_list(self) -> bool:
+        """Whether it holds two or more options with their letters: "A. red B. blue"."""
+        found = (
+            rf"(?<!{_WORD}){letter.lower()}[)\].:*]{{1,3}}\s*{_bounded(option)}"
+            for letter, option in self.texts.items()
+        )
+        return sum(bool(re.search(pattern, self.said)) for pattern in found) > 1
+
+
+_Decision = tuple[str | None] | None
+"""What a rule decides: a letter, or that none is chosen, in a tuple; None if the rule does not apply."""
+
+
+def _read_whole(answer: _Answer) -> _Decision:
+    titled = None if answer.said in answer.texts.values() else _TITLED.fullmatch(answer.text)
+    if not (whole := _WHOLE.fullmatch(answer.text) or titled):
+        return None
+    if (letter := whole[1].upper()) in answer.options:
+        return (letter,)
+    return (_only([name for name, option in answer.texts.items() if option == letter.lower()]),)  # "O" of H, O, N, X
+
+
+def _read_restated(answer: _Answer) -> _Decision:
+    restated = _RESTATED.fullmatch(answer.text)
+    return (restated[1],) if restated and answer.texts.get(restated[1]) == _plain(restated[2]) else None
+
+
+def _read_several(answer: _Answer) -> _Decision:
+    if not _SEVERAL.fullmatch(answer.text):
+        return None
+    letter = _only(list(dict.fromkeys(re.findall("[A-Z]", answer.text))))  # "B, B" is one
+    return (letter if letter in answer.options else None,)
+
+
+def _read_declared(answer: _Answer) -> _Decision:
     """Finds the letter of the last declaration that names an option."""
+    text = _HEADING.sub(_GONE, answer.single) if answer.is_list else answer.single
     found = [match[match.lastindex or 0].upper() for match in _DECLARATION.finditer(text)]
-    return next((letter for letter in reversed(found) if letter in options), None)
+    return next(((letter,) for letter in reversed(found) if letter in answer.options), None)
 
 
-def _repeats_options(said: str, texts: Mapping[str, str]) -> bool:
-    """Whether a plain answer holds two or more options with their letters: "a. red b. blue"."""
-    found = (rf"(?<!{_WORD}){letter.lower()}[)\].:*]{{1,3}}\s*{_bounded(option)}" for letter, option in texts.items())
-    return sum(bool(re.search(pattern, said)) for pattern in found) > 1
-
-
-def _at_an_end(text: str, options: Mapping[str, str], is_list: bool) -> str | None:
+def _read_ends(answer: _Answer) -> _Decision:
     """Finds the letter that the text begins with, unless it is a list of options, or that is its last line."""
-    last = text.strip().rpartition("\n")[2]
-    start, end, titled = None if is_list else _LEADING.match(text), _WHOLE.fullmatch(last), _TITLED.fullmatch(last)
-    found = [start[start.lastindex or 0].upper() if start else "", end[1] if end else ""]
+    last = answer.single.strip().rpartition("\n")[2]
+    start, end, titled = _LEADING.match(answer.single), _WHOLE.fullmatch(last), _TITLED.fullmatch(last)
+    found = [start[start.lastindex or 0].upper() if start and not answer.is_list else "", end[1] if end else ""]
     found.append(titled[1].upper() if titled else "")
-    return next((letter for letter in found if letter in options), None)
+    return next(((letter,) for letter in found if letter in answer.options), None)
+
+
+def _read_equal_text(answer: _Answer) -> _Decision:
+    for form in (str, _without_article):
+        if equal := [letter for letter, option in answer.texts.items() if form(option) == form(answer.said)]:
+            return (_only(equal),)
+    return None
+
+
+def _read_alone(answer: _Answer) -> _Decision:
+    alone = {letter for letter in _ALONE.findall(answer.left) if letter in answer.options}
+    return (_only(list(alone)),) if alone else None
+
+
+def _read_texts_inside(answer: _Answer) -> _Decision:
+    return (_only(list(_texts_inside(answer.said, answer.texts))),)
+
+
+_RULES: tuple[Callable[[_Answer], _Decision], ...] = (
+    _read_whole,
+    _read_restated,
+    _read_several,
+    _read_declared,
+    _read_ends,
+    _read_equal_text,
+    _read_alone,
+    _read_texts_inside,
+)
+"""In the order of `option_letter`'s list."""
+
+
+def _only(letters: Sequence[str]) -> str | None:
+    return letters[0] if len(letters) == 1 else None
 
 
 def _without_ties(text: str, options: Mapping[str, str]) -> str:
