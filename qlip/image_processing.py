@@ -144,11 +144,11 @@ class QLIPImageProcessor(ImageProcessingMixin):
             TypeError: an option that the settings decide.
         """
         refuse_own_options(options)
-        batch = list_images(images)
+        batch = list_images(self.fetch_images(images))
         return BatchFeature(pack(self.cut_originals(batch), self.patch_size))
 
     def cut_originals(self, images: Sequence[Any]) -> list[CutImage]:
-        """Cuts images, see `preprocess`."""
+        """Cuts opened images, see `preprocess`."""
         return [self.cutter.prepare(to_pillow(image), self.qlip) for image in images]
 
     def count_placeholders(self, packed: Mapping[str, Tensor]) -> list[int]:

@@ -85,8 +85,8 @@ launcher() {
             local count=${NUM_PROCESSES:-}
             [[ $count ]] || count=$("$PYTHON" -c "import torch; print(max(1, torch.cuda.device_count()))")
             LAUNCH=(torch.distributed.run --nproc-per-node "$count" ${flags[@]+"${flags[@]}"} -m)
-            # One process needs no launcher, which would print a report of its own below an error.
-            if [[ $count == 1 && -z ${flags[*]-} ]]; then LAUNCH=(); fi
+            # One process needs no launcher, which would print a report of its own below an error; DeepSpeed and FSDP do.
+            if [[ $count == 1 && -z ${flags[*]-} ]] && ! is_sharded; then LAUNCH=(); fi
             ;;
         accelerate) LAUNCH=(accelerate.commands.launch ${flags[@]+"${flags[@]}"} -m) ;;
         *)
@@ -95,6 +95,11 @@ launcher() {
             ;;
     esac
     if [[ ${#LAUNCH[@]} -eq 0 ]]; then LAUNCH=("$PYTHON" -m); else LAUNCH=("$PYTHON" -m "${LAUNCH[@]}"); fi
+}
+
+# is_sharded: whether DeepSpeed or FSDP, which need a launcher's variables, share the weights out.
+is_sharded() {
+    [[ ${zero[*]-} || " ${FLAGS[*]-} " == *" --deepspeed"* || " ${FLAGS[*]-} " == *" --fsdp"* ]]
 }
 
 # uses_quadtree: whether the run trains with the quadtree, by its flags or else by the checkpoint's folder.

@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from PIL import Image
@@ -37,8 +39,7 @@ def open_sources(images: Any) -> Any:
 def _open_source(source: str | Path) -> Image.Image:
     text = str(source)
     if text.startswith(("http://", "https://")):
-        with urlopen(Request(text, headers={"User-Agent": "qlip"}), timeout=TIMEOUT) as answer:
-            return _decode(text, SHAPELESS_LIMITS.read(answer))
+        return _decode(text, _download(text))
     if isinstance(source, Path) or os.path.isfile(text):
         return open_picture(source)
     start, _, encoded = text.rpartition(",")
@@ -51,6 +52,15 @@ def _open_source(source: str | Path) -> Image.Image:
     if not data:
         raise ValueError(f"{_shorten(text)!r} is no image file, http(s) URL or base64 text of an image")
     return _decode(_shorten(text), data)
+
+
+def _download(url: str) -> bytes:
+    try:
+        request = Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "qlip"})
+        with urlopen(request, timeout=TIMEOUT) as answer:
+            return SHAPELESS_LIMITS.read(answer)
+    except (HTTPException, ImageError, UnicodeError) as error:
+        raise OSError(f"cannot download {_shorten(url)} ({type(error).__name__})") from None
 
 
 def _decode(name: str, data: bytes) -> Image.Image:

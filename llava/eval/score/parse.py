@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-# Chinese, Japanese and Korean have no blanks between words, so their characters do not join a letter to a word.
-_CJK = r"\u3005-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
-_WORD = rf"[^\W{_CJK}]"
+from llava.eval.score.option_texts import CJK, FULL_WIDTH, WORD, bound_text, drop_article, plain_text, strip_dots
+
 # Decoration around a letter: "(B)", "**B**", "'B'", "【B】", "B."
 _OPEN = r"[\s(\[{<*_\"'`“”‘’「『【《]{0,12}"  # bounded: a long run of brackets would take quadratic time
 _CLOSE = r"[)\]}>*_\"'`“”‘’」』】》]{0,12}"
@@ -22,8 +21,8 @@ _AROUND = r"[\s()\[\]{}<>*_\"'`“”‘’「」『』【】《》.,:;!?。、]
 _NO_NOUN = r"(?i:and|or|nor|but|not|as|because|since|for|if|in|is|on|was|with|here|there|the)\b"
 _ARTICLE = rf"(?:A +(?!{_NO_NOUN})[A-Za-z]{{2}}|I +[a-z])"
 # Not a letter: part of a word, of an abbreviation ("D.C."), of "B's", "A-frame", "C++", "B&W" or "A型"; an article.
-_BEHIND = rf"(?!{_WORD}|'{_WORD}|\.[A-Za-z]|-[a-z]|\+|&[A-Za-z]|[级型类组座超])"
-_LETTER = rf"(?<!{_WORD})(?<!{_WORD}')(?<![A-Za-z]\.)(?!{_ARTICLE})[A-Z]{_BEHIND}"
+_BEHIND = rf"(?!{WORD}|'{WORD}|\.[A-Za-z]|-[a-z]|\+|&[A-Za-z]|[级型类组座超])"
+_LETTER = rf"(?<!{WORD})(?<!{WORD}')(?<![A-Za-z]\.)(?!{_ARTICLE})[A-Z]{_BEHIND}"
 _AND = r"(?:\s*[,，]\s*(?:and|or|nor)\s|\s+(?:and|or|nor)\s|\s*[/&、和或与及]|以及)"
 _NAMED = r"(?i:(?:the\s+)?(?:options?|choices?|answers?|letters?)\s+)?"
 _LETTERS = rf"{_OPEN}{_LETTER}{_CLOSE}(?:{_AND}\s*{_NAMED}{_OPEN}{_LETTER}{_CLOSE}){{0,25}}"
@@ -53,7 +52,7 @@ _SAID = r"(?:\b(?i:answer|option|choice)s?\b[^.;!?\n。；！？]{0,60}?(?:\b(?i
 _SAID += r"|\b(?i:choose|chose|pick|select|go\s+with)\s+|\\boxed\s*\{\s*(?:\\text\s*\{)?"
 _SAID += r"|(?:答案|选项|正确的?)[^.;!?\n。；！？]{0,20}?[是为:=]\s*|答案\s*|选(?:择|取)?(?:选项|(?!项))\s*)"
 _DECLARED = (
-    rf"{_SAID}{_GONE}?[\s,，]*{_HEDGE}{_OPEN}(?:({_LETTER})|(?<!{_WORD})([a-z])(?={_AROUND}\Z)|(?<=\()([a-z])(?=\)))"
+    rf"{_SAID}{_GONE}?[\s,，]*{_HEDGE}{_OPEN}(?:({_LETTER})|(?<!{WORD})([a-z])(?={_AROUND}\Z)|(?<=\()([a-z])(?=\)))"
 )
 _RIGHT = r"(?i:\s+(?:is|seems|looks|must\s+be)\s+(?:(?:clearly|probably|definitely|the|most|therefore)\s+)*"
 _RIGHT += r"(?:correct|right|true|best|accurate|answer)\b)"
@@ -68,17 +67,14 @@ _TITLED = re.compile(rf"{_AROUND}{_TITLE}{_AROUND}([A-Za-z]){_AROUND}")
 _RESTATED = re.compile(rf"{_OPEN}(?:{_TITLE}{_OPEN})?([A-Z])(?=[^\w\s]){_CLOSE}[.:]?{_CLOSE}\s+(.+)", re.DOTALL)
 _SEVERAL = re.compile(rf"{_OPEN}([A-Z]){_CLOSE}(?:(?:\s*[,;]\s*|\s+){_OPEN}[A-Z]{_CLOSE})+[.\s]*")
 _LEADING = re.compile(
-    rf"{_OPEN}(?:({_LETTER})(?:[)\]}}】]|{_CLOSE}(?:[.,:;](?=[\s{_CJK}]|$)|[。，、：]|\s+[-–—]\s|[ \t]*(?:\n|\Z)))"
+    rf"{_OPEN}(?:({_LETTER})(?:[)\]}}】]|{_CLOSE}(?:[.,:;](?=[\s{CJK}]|$)|[。，、：]|\s+[-–—]\s|[ \t]*(?:\n|\Z)))"
     rf"|(?:{_TITLE}{_OPEN})?([a-z])\)(?!{_FAILS}))"
 )
 _ALONE = re.compile(_LETTER)
 _LISTED = re.compile(r"^\s*\(?([A-Z])[).:][^\S\n]*(.+?)\s*$", re.MULTILINE)
-_HEADING = re.compile(r"\b(?i:options|choices)\b[^.;!?\n]{0,60}?[:=]")
+_HEADING = re.compile(r"\b(?i:options|choices)(?:\s+(?i:are|were|given))*\s*[:=]")
 """Before a list of options; it declares none of them."""
 _DENIED = re.compile(r"(?:\b(?:not|no|without|neither|nor)|n['’]t)\s+(?:(?:an?|the)\s+)?\Z|(?:不是|没有|并非|而非)\Z")
-
-# Letters, digits and signs of full width, as Chinese keyboards give them.
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
 
 
 def option_letter(text: str, options: Mapping[str, str]) -> str | None:
@@ -104,7 +100,7 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     Returns:
         One of the letters; None if no rule applies, or if the answer is another letter.
     """
-    answer = _Answer(re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text.translate(_FULL_WIDTH))), options)
+    answer = _Answer(re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text.translate(FULL_WIDTH))), options)
     for rule in _RULES:
         if (decision := rule(answer)) is not None:
             return decision[0]
@@ -144,12 +140,12 @@ class _Answer:
     @cached_property
     def texts(self) -> dict[str, str]:
         """Letter -> plain text, of the options whose text is known."""
-        return {letter: _plain(option) for letter, option in self.options.items() if _plain(option)}
+        return {letter: plain_text(option) for letter, option in self.options.items() if plain_text(option)}
 
     @cached_property
     def said(self) -> str:
         """The plain text."""
-        return _plain(self.text)
+        return plain_text(self.text)
 
     @cached_property
     def left(self) -> str:
@@ -163,12 +159,16 @@ class _Answer:
 
     @cached_property
     def is_list(self) -> bool:
-        """Whether it holds two or more options with their letters: "A. red B. blue"."""
-        found = (
-            rf"(?<!{_WORD}){letter.lower()}[)\].:*]{{1,3}}\s*{_bounded(option)}"
+        """Whether its first line, or all of it, is the options from the first on, two or more: "A. red B. blue"."""
+        items = [
+            rf"\s*[(\[*]{{0,3}}{letter}[)\].:*]{{1,3}}\s*{bound_text(option)}[*.,;]*"
             for letter, option in self.texts.items()
-        )
-        return sum(bool(re.search(pattern, self.said)) for pattern in found) > 1
+        ]
+        if len(items) < 2:
+            return False
+        rest = "".join(f"(?:{item}" for item in items[2:]) + ")?" * len(items[2:])
+        pattern = rf"\W*(?:{_HEADING.pattern})?{items[0]}{items[1]}{rest}\s*(?:\n|\Z)"
+        return re.match(pattern, self.text, re.IGNORECASE) is not None
 
 
 _Decision = tuple[str | None] | None
@@ -186,7 +186,7 @@ def _read_whole(answer: _Answer) -> _Decision:
 
 def _read_restated(answer: _Answer) -> _Decision:
     restated = _RESTATED.fullmatch(answer.text)
-    return (restated[1],) if restated and answer.texts.get(restated[1]) == _plain(restated[2]) else None
+    return (restated[1],) if restated and answer.texts.get(restated[1]) == plain_text(restated[2]) else None
 
 
 def _read_several(answer: _Answer) -> _Decision:
@@ -213,7 +213,7 @@ def _read_ends(answer: _Answer) -> _Decision:
 
 
 def _read_equal_text(answer: _Answer) -> _Decision:
-    for form in (str, _without_article):
+    for form in (str, drop_article):
         if equal := [letter for letter, option in answer.texts.items() if form(option) == form(answer.said)]:
             return (_only(equal),)
     return None
@@ -258,9 +258,9 @@ def _without_ties(text: str, options: Mapping[str, str]) -> str:
 def _without_texts(text: str, options: Mapping[str, str]) -> str:
     """Removes options' texts that hold a single letter, such as "vitamin C" or "A and B"."""
     for option in sorted(options.values(), key=len, reverse=True):
-        option = option.translate(_FULL_WIDTH).strip().strip(".")
+        option = strip_dots(option.translate(FULL_WIDTH))
         if len(option) > 1 and _ALONE.search(option):
-            text = re.sub(_bounded(option), _GONE, text, flags=re.IGNORECASE)
+            text = re.sub(bound_text(option), _GONE, text, flags=re.IGNORECASE)
     return text
 
 
@@ -269,29 +269,9 @@ def _texts_inside(said: str, texts: Mapping[str, str]) -> set[str]:
     inside = set()
     for letter, option in sorted(texts.items(), key=lambda item: -len(item[1])):
         same = [other for other, text in texts.items() if text == option]
-        found = [match for match in re.finditer(_bounded(option), said)]
+        found = [match for match in re.finditer(bound_text(option), said)]
         if any(not _DENIED.search(said[: match.start()]) for match in found):
             inside.update(same)
         if letter == same[-1]:
-            said = re.sub(_bounded(option), _GONE, said)
+            said = re.sub(bound_text(option), _GONE, said)
     return inside
-
-
-def _bounded(text: str) -> str:
-    """Builds a pattern for a text that is not part of longer words or numbers: "25" is not in "0.25" or "-25"."""
-    before = rf"(?<!{_WORD})" if re.match(_WORD, text) else ""
-    after = rf"(?!{_WORD})" if re.search(rf"{_WORD}\Z", text) else ""
-    if re.match(r"\d", text):
-        before += r"(?<!\d[.,:/])(?<![\s$€£¥]\.)(?<!\A\.)(?<![^A-Za-z][-−–])(?<!\A[-−–])"
-    if re.search(r"\d\Z", text):
-        after += r"(?![.,:/]\d)(?![-−–]\d)"
-    return before + re.escape(text) + after
-
-
-def _plain(text: str) -> str:
-    text = text.translate(_FULL_WIDTH).strip().rstrip(".。")
-    return " ".join(re.sub(r"\A[.。]+(?!\d)", "", text).lower().split())  # ".5" is a number
-
-
-def _without_article(plain: str) -> str:
-    return re.sub(r"^(?:an?|the) (?=\S)", "", plain)

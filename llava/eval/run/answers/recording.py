@@ -101,7 +101,8 @@ def _find_settings(batches: Iterable[Sequence[Row]]) -> tuple[Mapping[str, Any] 
         held += rows
         if (first := next((row for row in rows if "text" in row), None)) is not None:
             settings = {name: value for name, value in first["metadata"].items() if name not in PER_ROW}
-            return settings, _check_settings(chain([held], later), settings)
+            list(_check_settings([held], settings))  # before anything is written
+            return settings, chain([held], _check_settings(later, settings))
     return None, iter([held])
 
 

@@ -133,8 +133,13 @@ NUMBERS = {"A": "5", "B": "25", "C": "50"}
         ("at 10:25", None),
         ("-25", None),
         ("It is -25", None),
-        ("20-25", None),
-        ("25-30", None),
+        ("25.0", "B"),
+        ("It costs $5.00.", "A"),
+        ("25%", "B"),
+        ("25-year-old", "B"),
+        ("25%-50% full", None),
+        ("5,25 or 50", None),
+        ("5-25", None),
     ],
 )
 def test_a_number_inside_another_number_is_no_option(text: str, letter: str | None) -> None:
@@ -154,7 +159,39 @@ def test_a_number_inside_another_number_is_no_option(text: str, letter: str | No
         ("A. a red car B. a blue bus. The answer is B.", "B"),
         ("B. a blue bus", "B"),
         ("B. a blue bus, and no dog", "B"),
+        ("B. a blue bus\n\nExplanation: A. a red car is not visible in the picture.", "B"),
+        ("B) a blue bus. Option A) a red car is incorrect.", "B"),
+        ("**B. a blue bus**\n\n**A. a red car** is not supported.", "B"),
+        ("A. a red car, since B. a blue bus would be longer", "A"),
+        ("A. a red car. B. a blue bus is wrong.", "A"),
+        ("Based on the options provided, the correct answer is: B. a blue bus. A. a red car is not visible.", "B"),
+        ("Of the options given, the answer is: B. a blue bus. A. a red car is wrong.", "B"),
+        ("Given the choices, I would choose: A. a red car over B. a blue bus.", "A"),
     ],
 )
 def test_an_answer_that_repeats_the_options_chooses_none_by_its_first(text: str, letter: str | None) -> None:
     assert option_letter(text, {"A": "a red car", "B": "a blue bus", "C": "a dog"}) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "letter"),
+    [
+        ("The date is 2020-05-01", {"A": "2020", "B": "2021"}, "A"),
+        ("05/12/2020", {"A": "2020", "B": "2021"}, "A"),
+        ("12.05.2020", {"A": "2020", "B": "2021"}, "A"),
+        ("July 4,2020", {"A": "July 4", "B": "July 5"}, "A"),
+        ("The clock says 10:00 AM", {"A": "10", "B": "11"}, "A"),
+        ("10:25:00", {"A": "10:25", "B": "10:35"}, "A"),
+        ("At 10:25 AM.", {"A": "10:25 AM", "B": "10:35 AM"}, "A"),
+        ("2.0", {"A": "1", "B": "2"}, "B"),
+        ("between 5-10", {"A": "1-5", "B": "5-10"}, "B"),
+        ("about 3/5", {"A": "3/5", "B": "2/5"}, "A"),
+        ("It is -5", {"A": "5", "B": "-5"}, "B"),
+        ("It is .5 A", {"A": "1 A", "B": ".5 A", "C": "2 A"}, "B"),
+        ("1,000 of them", {"A": "1,000", "B": "1000"}, "A"),
+    ],
+)
+def test_dates_times_and_ranges_are_read_as_they_are_written(
+    text: str, options: dict[str, str], letter: str | None
+) -> None:
+    assert option_letter(text, options) == letter
