@@ -169,7 +169,7 @@ class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositi
                 (C, H, W) or of tiles (1 + T, C, H, W), or the output of `encode_tokens`. Logits then count the images'
                 tokens. If there are more images than <image>, a prompt without <image> skips one, and the rest is
                 ignored: see `share_images`. With budget "question" the text without labels decides on pixels, as in
-                `generate`; with gradients, as in training, the scores do.
+                `generate`; without such text, or with gradients, as in training, the scores do.
             image_sizes: (width, height) of each image before it was prepared; needed where tiles are joined (anyres).
             key_bias: float (B, K), added to the attention logits of the first K keys in every layer and head.
             next_positions: int64 (B,), where generation continues after the prompt; used by `generate` only.
@@ -184,7 +184,7 @@ class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositi
         elif packs is not None or holds_images(input_ids, images):
             side = self.config.tokenizer_padding_side
             if not torch.is_grad_enabled():
-                images = refine_pixels(self, input_ids, attention_mask, images, labels)
+                images = refine_pixels(self, input_ids, attention_mask, images, labels=labels, needs_question=False)
             batch = self.splice_images(input_ids, attention_mask, labels, images, side, packs, image_sizes)
             input_ids, inputs_embeds, key_bias = None, batch.inputs_embeds, bias_keys(batch, self.config)
             attention_mask, position_ids = batch.attention_mask, batch.placed.positions

@@ -166,6 +166,9 @@ def test_the_launcher_and_its_flags_are_chosen_by_the_environment(start: Start) 
     assert words[:7] == ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--nnodes", "4", "-m"]
     words, _ = start("v1_5/finetune", NUM_PROCESSES="1")  # whose errors are one line, without a launcher's report
     assert words[:2] == ["-m", "llava.train.train"]
+    for sharded in ({"installed": "deepspeed wandb", "LAUNCHER": "torchrun"}, {"flags": ["--fsdp", "full_shard"]}):
+        words, _ = start("v1_5/finetune", NUM_PROCESSES="1", **sharded)
+        assert words[:2] == ["-m", "torch.distributed.run"]
     _, said = start("v1_5/finetune", LAUNCHER="mpirun", code=2)
     assert "LAUNCHER is 'mpirun'; allowed are deepspeed, torchrun and accelerate" in said
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -62,7 +63,13 @@ def refine_images(
 
 @torch.no_grad()
 def refine_pixels(
-    model: Any, input_ids: Tensor, attention_mask: Tensor | None, images: Any, labels: Tensor | None = None
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    images: Any,
+    *,
+    labels: Tensor | None = None,
+    needs_question: bool = True,
 ) -> Any:
     """Encodes images as their prompts' questions ask, if the tower's settings say so.
 
@@ -73,6 +80,10 @@ def refine_pixels(
         images: pixels of each image, one per placeholder; tokens, and other images, are returned as they are. Those
             that no prompt shows, see `share_images`, are left out.
         labels: int64 (B, L); text with labels is an answer, and no part of the question.
+        needs_question: whether a prompt without text after its last image is an error; else the scores decide there.
+
+    Raises:
+        ValueError: a prompt has no question.
     """
     tower = model.get_vision_tower()
     if images is None or len(images) == 0 or not isinstance(images[0], Tensor) or images[0].ndim != 3:
@@ -81,17 +92,19 @@ def refine_pixels(
         return images
     asked = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if labels is not None:
-        asked = asked & (labels == IGNORE_INDEX)
+        asked = asked & ((labels == IGNORE_INDEX) | (input_ids == IMAGE_TOKEN_INDEX))
     rows = [ids[keep].cpu() for ids, keep in zip(input_ids, asked, strict=True)]
     shares = [
         share if bool((row == IMAGE_TOKEN_INDEX).any()) else range(0)
         for row, share in zip(rows, share_images(rows, len(images)), strict=True)
     ]
-    cutter = tower.image_processor.cutter
-    shown = [
-        [prepare_cut(partial(cutter.cut, images[i].to(tower.device)), cutter, tower.settings) for i in share]
-        for share in shares
-    ]
+    cutter, by_score = tower.image_processor.cutter, replace(tower.settings, budget="score")
+    shown = []
+    for row, share in zip(rows, shares, strict=True):
+        is_asked = needs_question or not len(row) or int(row[-1]) != IMAGE_TOKEN_INDEX
+        settings = tower.settings if is_asked else by_score
+        pixels = [images[i].to(tower.device) for i in share]
+        shown.append([prepare_cut(partial(cutter.cut, each), cutter, settings) for each in pixels])
     refined = refine_images(model, rows, [0] * len(rows), shown)
     return encode_prepared(model, [image for own in refined for image in own])
 
