@@ -166,9 +166,10 @@ def test_the_launcher_and_its_flags_are_chosen_by_the_environment(start: Start) 
     assert words[:7] == ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--nnodes", "4", "-m"]
     words, _ = start("v1_5/finetune", NUM_PROCESSES="1")  # whose errors are one line, without a launcher's report
     assert words[:2] == ["-m", "llava.train.train"]
-    for sharded in ({"installed": "deepspeed wandb", "LAUNCHER": "torchrun"}, {"flags": ["--fsdp", "full_shard"]}):
-        words, _ = start("v1_5/finetune", NUM_PROCESSES="1", **sharded)
-        assert words[:2] == ["-m", "torch.distributed.run"]
+    by_torchrun = ["-m", "torch.distributed.run"]  # which sets what DeepSpeed and FSDP read
+    assert start("v1_5/finetune", "--fsdp", "full_shard", NUM_PROCESSES="1")[0][:2] == by_torchrun
+    deepspeed = {"installed": "deepspeed wandb", "LAUNCHER": "torchrun", "NUM_PROCESSES": "1"}
+    assert start("v1_5/finetune", **deepspeed)[0][:2] == by_torchrun
     _, said = start("v1_5/finetune", LAUNCHER="mpirun", code=2)
     assert "LAUNCHER is 'mpirun'; allowed are deepspeed, torchrun and accelerate" in said
 
