@@ -4,6 +4,8 @@
   "use strict";
   const page = window.llavaPage;
   const box = () => document.querySelector("#question textarea");
+  // Questions are compared without regard to the kind of their white space, which the conversation's HTML may change.
+  const plain = (text) => String(text ?? "").replace(/[\s\u0085]+/g, " ").trim();
   const fill = (text) => {
     box().value = text;
     box().dispatchEvent(new Event("input", { bubbles: true }));
@@ -30,7 +32,7 @@
   const lastQuestion = (chat) => {
     const content = chat?.findLast(({ role }) => role === "user")?.content ?? "";
     const html = typeof content === "string" ? content : content.map(({ text }) => text ?? "").join("");
-    return new DOMParser().parseFromString("<pre>\n" + html, "text/html").body.textContent.trim();
+    return plain(new DOMParser().parseFromString("<pre>\n" + html, "text/html").body.textContent);
   };
 
   // The press whose first output is awaited, and its question where that is known.
@@ -53,14 +55,14 @@
     showAwaited,
     beginWait(name) {
       taken = "";
-      awaited = { name, question: name === "ask" ? box()?.value.trim() : "" };
+      awaited = { name, question: name === "ask" ? plain(box()?.value) : "" };
       showAwaited();
     },
     endWait,
-    noteSent(question) { sent.push(String(question ?? "").trim()); },
+    noteSent(question) { sent.push(plain(question)); },
     // The inputs of an event that asks a suggested question, which leaves the box alone.
     suggest(inputs, question) {
-      if (awaited?.name === "suggest") awaited.question = question;
+      if (awaited?.name === "suggest") awaited.question = plain(question);
       return page.send("suggest", [inputs[0], inputs[1], question, ...inputs.slice(3)]);
     },
     noteChat(chat) {
@@ -68,14 +70,15 @@
       if (awaited && awaited.name !== "compare" && (!awaited.question || awaited.question === question)) endWait();
       if (question && sent.includes(question)) {
         sent = sent.filter((each) => each !== question);
-        taken = question;
-        if (box()?.value.trim() === question) fill("");
+        const typed = box()?.value ?? "";
+        taken = plain(typed) === question ? typed.trim() : question;
+        if (plain(typed) === question) fill("");
       }
       setTimeout(() => keepDraft(box()?.value), 500); // after an undone question has returned, which Gradio does silently
     },
     // After an answer has failed: its question returns to an empty box, if the conversation has lost it.
     putBack(chat) {
-      if (taken && lastQuestion(chat) !== taken && !box()?.value.trim()) fill(taken);
+      if (taken && lastQuestion(chat) !== plain(taken) && !box()?.value.trim()) fill(taken);
       taken = "";
     },
     forgetSent() { sent = []; },
