@@ -226,11 +226,11 @@ class Demo(PictureHandlers):
         await self.runs.forget(request.session_hash)
 
     async def models(self, chosen: Any = None) -> Any:
-        """Lists the currently available models in the dropdown, unless one of them is chosen."""
+        """Lists the currently available models in the dropdown; a chosen one stays chosen, even if it is gone."""
         with errors_as_toasts():
             names = [replace_surrogates(name) for name in await self.backend.models()]
-        if chosen in names:
-            return gr.skip()
+        if chosen and isinstance(chosen, str):
+            return gr.skip() if chosen in names else gr.update(choices=[chosen, *names], value=chosen)
         return gr.update(choices=names, value=names[0] if names else None)
 
     async def _converse(

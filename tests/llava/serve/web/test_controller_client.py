@@ -153,6 +153,7 @@ def test_models_are_listed_again_once_one_is_gone() -> None:
         )
         assert asyncio.run(demo.models(None)) == gr.update(choices=["new"], value="new")
         assert asyncio.run(demo.models("new")) == gr.skip()
+        assert asyncio.run(demo.models("gone")) == gr.update(choices=["gone", "new"], value="gone")
         registry.register(
             "http://127.0.0.1:1", protocol.WorkerStatus(model_names=["newer"], speed=1, queue_length=0), True
         )
