@@ -12,18 +12,23 @@ from llava.eval.score.rows import find_answers, read_answers, read_labelled
 from llava.eval.score.score import write_json
 
 
+def question_name(number: str) -> str:
+    """Names a question as MM-Vet does: "v1_0", which LLaVA's file calls 0."""
+    return f"v1_{number.removeprefix('v1_')}"
+
+
 def convert(args: argparse.Namespace) -> None:
-    """Writes one object of question -> answer, by MM-Vet's name for a question: "v1_0", which LLaVA's file calls 0."""
+    """Writes one object of question -> answer, by MM-Vet's name for a question."""
     check_outputs(args, "dst")
     answers = read_answers(args.src)
     named: dict[str, str] = {}
     for (number,), row in answers.items():
-        name = f"v1_{number.removeprefix('v1_')}"
+        name = question_name(number)
         if name in named:
             raise ValueError(f"{args.src} answers {name} twice, as {name!r} and as {name.removeprefix('v1_')!r}")
         named[name] = row["text"]
     if args.question_file is not None:
-        asked = {f"v1_{number.removeprefix('v1_')}": (number,) for (number,) in read_labelled(args.question_file, ())}
+        asked = {question_name(key[0]): key for key in read_labelled(args.question_file, ())}
         find_answers(asked.values(), {asked[name]: {"text": named[name]} for name in named if name in asked}, args.src)
     write_json(args.dst, named)
     print(f"{args.dst}: {len(named)} answers")

@@ -94,7 +94,7 @@ launcher() {
             exit 2
             ;;
     esac
-    if [[ ${#LAUNCH[@]} -eq 0 ]]; then LAUNCH=("$PYTHON" -m); else LAUNCH=("$PYTHON" -m "${LAUNCH[@]}"); fi
+    LAUNCH=("$PYTHON" -m ${LAUNCH[@]+"${LAUNCH[@]}"})
 }
 
 # is_sharded: whether DeepSpeed or FSDP, which need a launcher's variables, share the weights out.

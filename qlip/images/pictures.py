@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -207,12 +208,23 @@ def open_picture(path: str | Path, limits: ImageLimits = SHAPELESS_LIMITS) -> Im
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
-        with path.open("rb") as file, without_pixel_limit():
-            return decode_image(limits.read(file), limits, formats=MORE_FORMATS)
-    except ImageError as error:
-        raise ValueError(f"{path}: {error}") from None
+        with path.open("rb") as file:
+            return decode_picture(str(path), file, limits)
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
+
+
+def decode_picture(name: str, file: BinaryIO, limits: ImageLimits = SHAPELESS_LIMITS) -> Image.Image:
+    """Decodes an open file as an upright RGB image; `name` is for errors.
+
+    Raises:
+        ValueError: it can't be read as an image within the limits.
+    """
+    try:
+        with without_pixel_limit():
+            return decode_image(limits.read(file), limits, formats=MORE_FORMATS)
+    except ImageError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def read_picture(path: Path) -> Image.Image | None:

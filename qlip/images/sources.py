@@ -10,6 +10,7 @@ import base64
 import binascii
 import os
 from http.client import HTTPException
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +19,7 @@ from urllib.request import Request, urlopen
 from PIL import Image
 
 from qlip.images.limits import SHAPELESS_LIMITS, ImageError
-from qlip.images.pictures import MORE_FORMATS, decode_image, open_picture, without_pixel_limit
+from qlip.images.pictures import decode_picture, open_picture
 
 TIMEOUT = 30.0
 """Seconds that a server may take to answer, and between parts of its answer."""
@@ -39,7 +40,7 @@ def open_sources(images: Any) -> Any:
 def _open_source(source: str | Path) -> Image.Image:
     text = str(source)
     if text.startswith(("http://", "https://")):
-        return _decode(text, _download(text))
+        return decode_picture(text, BytesIO(_download(text)))
     if isinstance(source, Path) or os.path.isfile(text):
         return open_picture(source)
     start, _, encoded = text.rpartition(",")
@@ -51,7 +52,7 @@ def _open_source(source: str | Path) -> Image.Image:
         data = b""
     if not data:
         raise ValueError(f"{_shorten(text)!r} is no image file, http(s) URL or base64 text of an image")
-    return _decode(_shorten(text), data)
+    return decode_picture(_shorten(text), BytesIO(data))
 
 
 def _download(url: str) -> bytes:
@@ -61,14 +62,6 @@ def _download(url: str) -> bytes:
             return SHAPELESS_LIMITS.read(answer)
     except (HTTPException, ImageError, UnicodeError) as error:
         raise OSError(f"cannot download {_shorten(url)} ({type(error).__name__})") from None
-
-
-def _decode(name: str, data: bytes) -> Image.Image:
-    try:
-        with without_pixel_limit():
-            return decode_image(data, SHAPELESS_LIMITS, formats=MORE_FORMATS)
-    except ImageError as error:
-        raise ValueError(f"{name}: {error}") from None
 
 
 def _shorten(text: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qlip.config import Criterion, check_choice, check_count, check_number, check_threshold
+from qlip.config import Criterion, check_choice, check_count, check_number, check_threshold, list_choices
 
 Shape = Literal["native", "cropped"]
 AlphaPer = Literal["batch", "picture"]
@@ -136,8 +136,7 @@ class FitConfig:
             check_threshold(value)
         if not self.alpha[0] <= self.alpha[1] < math.inf:
             raise ValueError(f"alpha is {self.alpha}; it must be (lowest, highest), both finite")
-        choices = {"frequencies": Frequencies, "loss": Loss, "criterion": Criterion, "shape": Shape}
-        for name, allowed in {**choices, "alpha_per": AlphaPer, "sizes": Sizes}.items():
+        for name, allowed in list_choices(FitConfig).items():
             check_choice(name, getattr(self, name), allowed)
         if self.mixed_precision is not None:
             check_choice("mixed_precision", self.mixed_precision, Precision)

@@ -81,7 +81,6 @@
   addEventListener("pointerdown", point);
   addEventListener("keydown", step);
   addEventListener("resize", hide);
-  const start = () => new MutationObserver(prepare).observe(document.body, { childList: true, subtree: true });
-  if (document.readyState === "loading") addEventListener("DOMContentLoaded", start);
-  else start();
+  const changes = { childList: true, subtree: true };
+  window.llavaPage.whenReady(() => new MutationObserver(prepare).observe(document.body, changes));
 })();

@@ -20,7 +20,6 @@
     set(frame, "aria-label", "Drawing");
   };
 
-  const start = () => new MutationObserver(nameControls).observe(document.body, { childList: true, subtree: true });
-  if (document.readyState === "loading") addEventListener("DOMContentLoaded", start); // else added by Gradio later
-  else start();
+  const changes = { childList: true, subtree: true };
+  window.llavaPage.whenReady(() => new MutationObserver(nameControls).observe(document.body, changes));
 })();

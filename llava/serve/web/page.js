@@ -177,6 +177,11 @@
   };
 
   window.llavaPage = {
+    // Scripts run at once where Gradio adds them later, and else before there is a body.
+    whenReady(start) {
+      if (document.readyState === "loading") addEventListener("DOMContentLoaded", start);
+      else start();
+    },
     switchAppearance() {
       const dark = !document.body.classList.contains("dark");
       try { localStorage.setItem(KEY, dark ? "dark" : "light"); } catch { /* private window: for this visit only */ }
@@ -312,6 +317,5 @@
     new MutationObserver(look).observe(document.body, { childList: true, characterData: true, subtree: true });
     new ResizeObserver(measure).observe(document.body);
   };
-  if (document.readyState === "loading") addEventListener("DOMContentLoaded", start); // else added by Gradio later
-  else start();
+  window.llavaPage.whenReady(start);
 })();

@@ -16,12 +16,15 @@
   const restore = () => setTimeout(() => { if (isOpen() && !isShown()) document.querySelector("#restore-picture")?.click(); });
   const refuse = (text) => { reason = text; document.querySelector("#refuse-picture")?.click(); };
 
+  const SVG = "image/svg+xml";
+  const isPicture = (type) => type.startsWith("image/") && type !== SVG;
+
   // What is wrong with a file, in words; empty if nothing is.
   const nameOf = ({ name }) => name.length > MAX_NAME ? name.slice(0, MAX_NAME) + "…" : name;
   const findFault = (file) => {
-    if (!file.type.startsWith("image/")) return `${nameOf(file)} is not a picture. Choose another file.`;
-    if (file.type === "image/svg+xml") return `${nameOf(file)} is an SVG drawing. Choose a PNG, JPEG or WebP picture.`;
-    return findExcess(file);
+    if (isPicture(file.type)) return findExcess(file);
+    if (file.type === SVG) return `${nameOf(file)} is an SVG drawing. Choose a PNG, JPEG or WebP picture.`;
+    return `${nameOf(file)} is not a picture. Choose another file.`;
   };
   const findExcess = (file) => {
     const most = window.gradio_config?.max_file_size ?? Infinity;
@@ -61,7 +64,7 @@
   addEventListener("paste", (event) => {
     const { files = [], types = [] } = event.clipboardData ?? {};
     const isTyping = event.target.closest?.("input, textarea") && types.includes("text/plain"); // as from a word processor
-    const file = [...files].find(({ type }) => type.startsWith("image/") && type !== "image/svg+xml");
+    const file = [...files].find(({ type }) => isPicture(type));
     if (file && !isTyping && openPicture(file)) event.preventDefault();
   });
   const readClipboard = async () => {
@@ -73,7 +76,7 @@
       return;
     }
     for (const item of items) {
-      const type = item.types.find((each) => each.startsWith("image/") && each !== "image/svg+xml");
+      const type = item.types.find(isPicture);
       if (!type) continue;
       openPicture(new File([await item.getType(type)], `clipboard.${type.slice("image/".length)}`, { type }));
       return;

@@ -84,7 +84,6 @@
     forgetSent() { sent = []; },
   });
 
-  const start = () => new MutationObserver(look).observe(document.body, { childList: true, characterData: true, subtree: true });
-  if (document.readyState === "loading") addEventListener("DOMContentLoaded", start); // else added by Gradio later
-  else start();
+  const changes = { childList: true, characterData: true, subtree: true };
+  page.whenReady(() => new MutationObserver(look).observe(document.body, changes));
 })();

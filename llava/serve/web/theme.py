@@ -7,7 +7,7 @@ from importlib.resources import files
 import gradio as gr
 
 FONT = ["-apple-system", "BlinkMacSystemFont", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
-SCRIPTS = ("page.js", "pictures.js", "question.js", "leaves.js", "names.js")  # some use what earlier ones define
+SCRIPTS = ("page.js", "pictures.js", "question.js", "leaves.js", "names.js")  # all use what the first defines
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
 
 

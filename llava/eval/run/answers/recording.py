@@ -101,17 +101,23 @@ def _find_settings(batches: Iterable[Sequence[Row]]) -> tuple[Mapping[str, Any] 
         held += rows
         if (first := next((row for row in rows if "text" in row), None)) is not None:
             settings = {name: value for name, value in first["metadata"].items() if name not in PER_ROW}
-            list(_check_settings([held], settings))  # before anything is written
-            return settings, chain([held], _check_settings(later, settings))
+            _check_rows(held, settings)  # before anything is written
+            return settings, chain([held], _check_batches(later, settings))
     return None, iter([held])
 
 
-def _check_settings(batches: Iterable[Sequence[Row]], settings: Mapping[str, Any]) -> Iterator[Sequence[Row]]:
+def _check_batches(batches: Iterable[Sequence[Row]], settings: Mapping[str, Any]) -> Iterator[Sequence[Row]]:
+    """Passes rows on once they are checked."""
     for rows in batches:
-        for row in rows:
-            if "text" in row:
-                check_settings("an answer from another node", row, settings)
+        _check_rows(rows, settings)
         yield rows
+
+
+def _check_rows(rows: Iterable[Row], settings: Mapping[str, Any]) -> None:
+    """Raises ValueError if an answer among rows was made with other settings."""
+    for row in rows:
+        if "text" in row:
+            check_settings("an answer from another node", row, settings)
 
 
 def _start(answers: AnswerFile, settings: Mapping[str, Any], resume: bool, processes: Processes) -> None:
