@@ -26,6 +26,9 @@ __all__ = ["DataArguments", "ModelArguments", "ParsedArguments", "TrainingArgume
 ASPECT_RATIOS = ("square", "pad")
 """`image_aspect_ratio` of training, beside those of tiles."""
 
+MEASURES = {"eval_data_path": "loss", "eval_questions": "exact_match"}
+"""What each kind of evaluation measures, by its flag; `--metric_for_best_model` names one."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -209,6 +212,16 @@ def _check_evaluation(data: DataArguments, training: TrainingArguments) -> None:
         raise ValueError("--eval_strategy asks for evaluations; give --eval_data_path, --eval_questions or both")
     if wanted and not evaluates:
         raise ValueError(f"--{wanted[0]} is given, but --eval_strategy is no; allowed are steps and epoch")
+    if training.load_best_model_at_end and not evaluates:
+        raise ValueError("--load_best_model_at_end needs evaluations to compare by; give --eval_strategy")
+    metric = training.metric_for_best_model
+    if evaluates and metric is not None:  # transformers looks it up after the first evaluation, before it saves
+        measured = [MEASURES[name] for name in wanted]
+        if metric.removeprefix("eval_") not in measured:
+            raise ValueError(
+                f"--metric_for_best_model is {metric!r}, but what is evaluated gives {' and '.join(measured)}:"
+                " --eval_data_path measures loss, --eval_questions exact_match"
+            )
 
 
 def is_supported_aspect_ratio(aspect_ratio: str | None) -> TypeGuard[str]:

@@ -54,6 +54,7 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     set_seed(training.seed)  # before a new projector and adapters are drawn
     tokenizer, model, template = assemble(args, attn_implementation)
     data = make_data(args, tokenizer, model, template)
+    check_samples(data["train_dataset"], training)
     if data["eval_dataset"] is not None:
         check_evaluation(data["eval_dataset"])
     evaluator = QuestionEvaluation.of(args.data, training, tokenizer)
@@ -115,6 +116,27 @@ def make_data(
     data.preparer = None if tower is None else Preparer.of(tower).by_score()
     data.pack = args.training.model_max_length if args.training.pack else None
     return make_supervised_data_module(tokenizer, data)
+
+
+def check_samples(samples: Any, training: Any) -> None:
+    """Checks that something will be trained: transformers ends a run without a batch, or without gradients, in success.
+
+    Raises:
+        ValueError: the data make no whole batch, and others are dropped; or only the projector is trained, and no
+            sample has an image.
+    """
+    batch = training.train_batch_size * training.world_size
+    by_tokens = training.pack or training.batch_tokens is not None
+    if training.dataloader_drop_last and not by_tokens and len(samples) < batch:
+        raise ValueError(
+            f"--dataloader_drop_last leaves out all {len(samples)} samples, since a batch of all processes has {batch};"
+            " leave it out, or lower --per_device_train_batch_size"
+        )
+    if training.tune_mm_mlp_adapter and not any(length > 0 for length in samples.modality_lengths):
+        raise ValueError(
+            "--tune_mm_mlp_adapter trains the projector alone, but no sample of --data_path has an image; name images"
+            " in the field 'image'"
+        )
 
 
 def check_evaluation(samples: Any) -> None:

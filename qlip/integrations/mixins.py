@@ -33,6 +33,8 @@ def refuse_options(model: Any, options: Mapping[str, Any], assistants: type | No
             the positions of images.
     """
     config, assistant = options.get("generation_config") or model.generation_config, options.get("assistant_model")
+    if options.get("cache_implementation", getattr(config, "cache_implementation", None)) == "paged":
+        raise ValueError("cache_implementation is 'paged'; continuous batching takes token ids alone, leave it out")
     for name, neutral, why in UNFIT:
         value = options.get(name, getattr(config, name, None))
         if value is not None and value != neutral:

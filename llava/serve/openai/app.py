@@ -96,6 +96,7 @@ def openai_app(engine: ChatEngine, settings: APISettings, checked: bool = False)
         version=installed(PROJECT) or "unknown",  # a checkout that was not installed has no version
         summary="Chat about pictures in the OpenAI protocol.",
         responses=ERRORS,
+        redirect_slashes=False,  # behind a TLS proxy the redirect would name http
     )
     app.state.metrics = metrics
     chat = Chat(engine, settings, metrics)

@@ -83,7 +83,7 @@ def create_app(
         yield
         await dispatcher.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/health", routes.health),
             *(
@@ -107,6 +107,8 @@ def create_app(
         exception_handlers={RequestError: _report, HTTPException: _report_http, Exception: _report},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # a redirect would name http, which a TLS proxy before it does not serve
+    return app
 
 
 async def _report(request: Request, error: Exception) -> Response:

@@ -45,6 +45,7 @@ def pad(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
     [
         ({"token_healing": True}, "token_healing is True; transformers re-tokenizes the prompt from its text"),
         ({"prefill_chunk_size": 16}, "prefill_chunk_size is 16; a prompt with images runs whole"),
+        ({"cache_implementation": "paged"}, "is 'paged'; continuous batching takes token ids alone"),
         ({"assistant_model": object()}, "assistant_model is not supported by these classes; .*attach QLIP"),
     ],
 )

@@ -94,12 +94,34 @@ def test_arguments_can_be_made_without_a_command_line(tmp_path):
         ("--qlip False --qlip.alpha 1", "--qlip False contradicts --qlip.alpha"),
         ("--eval_strategy steps", "give --eval_data_path, --eval_questions or both"),
         ("--eval_questions q.jsonl", "--eval_questions is given, but --eval_strategy is no"),
+        ("--save_strategy no --load_best_model_at_end True", "--load_best_model_at_end needs evaluations"),
+        (
+            "--eval_strategy epoch --eval_data_path e.json --metric_for_best_model exact_match",
+            "--metric_for_best_model is 'exact_match', but what is evaluated gives loss: --eval_data_path",
+        ),
+        (
+            "--eval_strategy epoch --eval_data_path e.json --eval_questions q.jsonl --metric_for_best_model bleu",
+            "--metric_for_best_model is 'bleu', but what is evaluated gives loss and exact_match",
+        ),
     ],
 )
 def test_contradictions_are_refused(flags, message):
     with pytest.raises(ValueError) as error:
         parse(flags)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "metric"),
+    [
+        ("--eval_data_path e.json", "loss"),
+        ("--eval_data_path e.json --metric_for_best_model eval_loss", "eval_loss"),
+        ("--eval_questions q.jsonl --metric_for_best_model exact_match", "exact_match"),
+    ],
+)
+def test_the_best_checkpoint_is_chosen_by_what_is_measured(flags, metric):
+    best = "--eval_strategy epoch --save_strategy epoch --load_best_model_at_end True"
+    assert parse(f"{best} {flags}").training.metric_for_best_model == metric
 
 
 @pytest.mark.parametrize("missing", ["output_dir", "data_path"])

@@ -168,6 +168,11 @@ def test_a_run_or_an_evaluation_without_usable_samples_is_an_error(bases, data, 
     held_out = {"eval_strategy": "epoch", "eval_data_path": tmp_path / "held_out.json", "eval_image_folder": tmp_path}
     with pytest.raises(ValueError, match=r"of the evaluation \(--eval_data_path\) can be used: .*no such image file"):
         train_on(bases / "llava", data, tmp_path / "evaluated", data_path=text_only, **held_out)
+    with pytest.raises(ValueError, match="no sample of --data_path has an image"):
+        train_on(bases / "llava", data, tmp_path / "evaluated", data_path=text_only, tune_mm_mlp_adapter=True)
+    few = {"dataloader_drop_last": True, "per_device_train_batch_size": 10}
+    with pytest.raises(ValueError, match="leaves out all 9 samples, since a batch of all processes has 10"):
+        train_on(bases / "llava", data, tmp_path / "evaluated", **few)
     assert not list(tmp_path.glob("evaluated/*"))  # nothing was trained before
 
 

@@ -64,6 +64,8 @@ def test_options_of_generate_that_do_not_go_with_images_are_named():
     inputs = ask(processor, PROMPTS[:1], [picture(NATIVE, NATIVE, 0)] * PROMPTS[0].count("<image>"))
     with pytest.raises(ValueError, match="prefill_chunk_size is 4; a prompt with images runs whole, leave it out"):
         model.generate(**inputs, **GREEDY, prefill_chunk_size=4)
+    with pytest.raises(ValueError, match="cache_implementation is 'paged'; continuous batching takes token ids alone"):
+        model.generate(**inputs, **GREEDY, cache_implementation="paged")
     with pytest.raises(ValueError, match="assistant_model is a LlavaForConditionalGeneration without QLIP"):
         model.generate(**inputs, **GREEDY, assistant_model=make_language_model("llava"))
 

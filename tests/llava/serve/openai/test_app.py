@@ -77,6 +77,7 @@ def say(answer: Any, pieces: list[str]) -> None:
     ("method", "path", "status", "code"),
     [
         ("GET", "/", 404, "not_found"),
+        ("POST", f"{CHAT}/", 404, "not_found"),
         ("POST", "/v1/completions", 404, "not_found"),
         ("GET", "/v1/models/gpt-5", 404, "model_not_found"),
         ("GET", CHAT, 405, "method_not_allowed"),
