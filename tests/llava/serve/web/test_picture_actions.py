@@ -164,18 +164,18 @@ def test_a_question_waits_for_the_picture_that_is_being_uploaded(
 def test_an_upload_that_never_ends_is_stopped_and_the_question_that_waited_for_it_returns(
     come: Callable[..., Visitor],
 ) -> None:
-    visitor, held = come().sees_a_picture().greedy(), list[Route]()
+    visitor = come().sees_a_picture().greedy()
     page, box, waiting = visitor.page, visitor.at("#question textarea"), visitor.at("#waiting")
     stop, *others = (visitor.at(f"#{name}") for name in ("stop", "regenerate", "undo"))
     visitor.ask(QUESTION)
     expect(visitor.at("#spent")).to_contain_text("in total")
-    page.route(UPLOADS, lambda route: held.append(route))
     example = visitor.at("#examples .gallery-item").first  # the one that is open
     for begin, end in (
         (lambda: choose(visitor, SECOND), stop.click),
         (lambda: visitor.add([SECOND]), lambda: page.keyboard.press("Escape")),
         (lambda: choose(visitor, SECOND), example.click),
     ):
+        page.route(UPLOADS, lambda route: None, times=1)
         with page.expect_request(UPLOADS):
             begin()
         for button in others:
@@ -193,11 +193,12 @@ def test_an_upload_that_never_ends_is_stopped_and_the_question_that_waited_for_i
             expect(button).to_be_enabled()
         expect(visitor.at("#picture .image-frame img")).to_be_visible()
     expect(visitor.at("#chat .user.message")).to_have_text(QUESTION)
+    page.route(UPLOADS, lambda route: None, times=1)
     with page.expect_request(UPLOADS):
         choose(visitor, SECOND)
-    page.unroute(UPLOADS)
     with page.expect_file_chooser() as dialog:
         press(visitor, "Upload file")
+    expect(visitor.toast).to_contain_text("The upload was stopped.")
     dialog.value.set_files(SECOND)
     expect(visitor.at("#chat .message")).to_have_count(0)
     expect_failed_upload(visitor)

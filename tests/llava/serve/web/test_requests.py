@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import secrets
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,6 +93,12 @@ def test_a_control_s_value_that_is_none_is_told_with_what_it_may_be(
 ) -> None:
     said = [value if at == index else good for at, good in enumerate(GOOD)]
     assert refusal(page, "ask", ["What?", *said]).endswith(told)
+
+
+def test_an_upload_that_is_broken_off_is_no_error_of_the_server(page: httpx.Client) -> None:
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: a\r\nContent-Length: 999\r\n"
+    with socket.create_connection((page.base_url.host, page.base_url.port)) as connection:
+        connection.sendall(head + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n")
 
 
 def test_the_api_s_description_names_no_file_of_the_server(page: httpx.Client) -> None:
