@@ -41,12 +41,13 @@
     const stopped = [...uploads];
     if (stopped.length === 0) return;
     for (const { end, controller } of stopped) { end({ isStopped: true }); controller.abort(); }
-    await Promise.all(stopped.map(({ reply }) => reply));
+    await Promise.allSettled(stopped.map(({ reply }) => reply));
     await new Promise((resolve) => setTimeout(resolve)); // Gradio shows its field again
   };
   const canOpen = () => field() !== null || isReplacing();
   const openPicture = async (file) => {
     if (isReplacing()) await stopUploads();
+    if (!field()) return; // the camera was chosen meanwhile
     const files = new DataTransfer();
     files.items.add(file);
     field().files = files.files;
@@ -54,6 +55,7 @@
   };
   const chooseFile = async () => {
     if (isReplacing()) await stopUploads();
+    if (!field()) return;
     field().value = "";
     field().click();
   };
