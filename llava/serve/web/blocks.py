@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
@@ -29,6 +30,15 @@ class PageBlocks(gr.Blocks):
 
     Gradio prints a traceback for each value that its components refuse, and gives the client no reason.
     """
+
+    def get_api_info(self, *args: Any, **options: Any) -> Any:
+        """Describes the API. A picture that the page shows at first is no default: it would be a path of the server."""
+        info = super().get_api_info(*args, **options)
+        for endpoint in info["named_endpoints"].values():
+            for parameter in endpoint["parameters"]:
+                if isinstance(parameter["parameter_default"], Mapping):
+                    parameter.update(parameter_has_default=False, parameter_default=None)
+        return info
 
     async def preprocess_data(
         self, block_fn: BlockFunction, inputs: list[Any], *args: Any, **options: Any

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from gradio.helpers import Examples
 
 from llava.serve.engine.params import Sampling
 from llava.serve.web.controls import CLIP, MODES, QLIP, QUESTION, Range, ranges_of
@@ -45,7 +44,6 @@ class PictureCard:
     """Components of the picture's card. The buttons are hidden: the browser presses them, see `pictures.js`."""
 
     image: gr.Image
-    examples: Examples | None
     restore: gr.Button
     """Shows the picture that is open, after Gradio has emptied its component."""
     refuse: gr.Button
@@ -66,6 +64,8 @@ class ConversationCard:
     """Shows the pictures of the conversation, if there are several, with buttons to remove those not asked about."""
     remove: gr.Button
     """Hidden: pressed by the browser for the strip's buttons."""
+    update: gr.Button
+    """Hidden: pressed by the browser where an upload enables or disables buttons."""
     press: gr.Button
     """Hidden: an input that the browser fills with the number of a press. A button is not a parameter of the API."""
 
@@ -109,10 +109,11 @@ def picture_card(text: PageText) -> PictureCard:
         alt_text="The picture that the conversation is about",
     )
     buttons = [gr.Button(name, elem_id=f"{name.lower()}-picture", visible="hidden") for name in ("Restore", "Refuse")]
-    rows, examples = [[path] for path in text.examples], None
-    if rows:
-        examples = gr.Examples(rows, picture, label="Or try one of these", elem_id="examples", **PRIVATE)
-    return PictureCard(picture, examples, *buttons)
+    rows = [[path] for path in text.examples]
+    if rows:  # not `gr.Examples`, whose clicks ask the server first: a question could overtake them
+        about = "Or try one of these"
+        gr.Dataset(components=[picture], samples=rows, label=about, elem_id="examples", samples_per_page=len(rows))
+    return PictureCard(picture, *buttons)
 
 
 def settings_card(ranges: Mapping[str, Range]) -> list[gr.Slider]:
@@ -204,7 +205,8 @@ def talk_card(demo: Demo, text: PageText) -> ConversationCard:
             for name, usable in (("Stop", False), ("Regenerate", False), ("Undo", False), ("Clear", True)):
                 buttons[name] = gr.Button(name, size="md", elem_id=name.lower(), interactive=usable)
             buttons["Compare"] = gr.Button("Compare with CLIP", size="md", elem_id="compare", visible=both)
-    return ConversationCard(chat, spent, question, buttons, suggestions, add, strip, remove, gr.Button(visible=False))
+    update, press = gr.Button("Update", elem_id="update-tools", visible="hidden"), gr.Button(visible=False)
+    return ConversationCard(chat, spent, question, buttons, suggestions, add, strip, remove, update, press)
 
 
 def compare_card() -> list[gr.HTML]:

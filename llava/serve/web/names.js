@@ -1,4 +1,4 @@
-// Names for screen readers, and one tab stop each, for controls that Gradio leaves without.
+// Names for screen readers, and one tab stop each, for controls and groups that Gradio leaves without.
 (() => {
   "use strict";
   const set = (part, name, value) => { if (part && part.getAttribute(name) !== value) part.setAttribute(name, value); };
@@ -7,6 +7,8 @@
     // Radio groups: their hidden label is no legend.
     set(document.querySelector("#view"), "aria-label", "View");
     set(document.querySelector("#way"), "aria-label", "Way of seeing");
+    // Gradio names each radio of a group otherwise: the browser's arrow keys and Tab go by the name.
+    for (const radio of document.querySelectorAll("fieldset[id] input[type=radio]")) set(radio, "name", radio.closest("fieldset").id);
     // The download is a button inside a link: the link is what works without a mouse.
     for (const link of document.querySelectorAll("a.download-link")) {
       set(link, "aria-label", "Download");
@@ -20,6 +22,6 @@
     set(frame, "aria-label", "Drawing");
   };
 
-  const changes = { childList: true, subtree: true };
+  const changes = { childList: true, subtree: true, attributes: true, attributeFilter: ["name"] }; // renamed when checked
   window.llavaPage.whenReady(() => new MutationObserver(nameControls).observe(document.body, changes));
 })();

@@ -106,12 +106,17 @@
     }
   };
 
-  // What the buttons Stop, Regenerate and Undo are enabled for.
+  // What the buttons Stop, Regenerate and Undo are enabled for: answers, and uploads. While another picture is opened,
+  // the conversation is about to end.
   const tools = () => {
     stopping = stopping && running > 0;
     const update = (interactive) => ({ __type__: "update", interactive });
-    const asked = update(answered && running === 0);
-    return [update(running > 0 && !stopping), asked, asked];
+    const asked = update(answered && running === 0 && !window.llavaPage.isOpening());
+    return [update((running > 0 && !stopping) || window.llavaPage.isUploading()), asked, asked];
+  };
+  const noteOpening = () => {
+    window.llavaPage.showAwaited();
+    document.querySelector("#update-tools")?.click(); // Gradio takes the buttons' state from an event alone
   };
 
   // Presses are numbered, since the server may start their events in any order; see `Runs`. Those that edit the
@@ -130,21 +135,26 @@
       const edit = { name, number, runs: STOPS.includes(name) ? ended + running : 0 };
       edit.done = new Promise((resolve) => { edit.end = resolve; });
       edits.push(edit);
+      if (name === "open") noteOpening();
     }
     return number;
   };
+  const keep = (name, number) => unsent.set(name, [...(unsent.get(name) ?? []), number]);
   const endEdits = (ended) => {
     edits = edits.filter((each) => !ended.includes(each));
     for (const edit of ended) edit.end();
+    if (ended.length > 0) noteOpening();
   };
   const takeNumber = (name) => unsent.get(name)?.shift() ?? count(name);
   const atMost = (promise, most) => Promise.race([promise, new Promise((resolve) => setTimeout(resolve, most))]);
+  // Gives whether one of them was an upload that the visitor has stopped.
   const waitForEdits = async (number) => {
     const before = edits.filter((edit) => edit.number < number);
-    if (before.length === 0) return;
-    await Promise.all(before.map((edit) => edit.uploaded)); // however long: an upload ends, or fails
+    if (before.length === 0) return false;
+    await Promise.all(before.map((edit) => edit.uploaded)); // however long: an upload ends, fails, or is stopped
     await atMost(Promise.all(before.map((edit) => edit.done)), PATIENCE);
-    edits = edits.filter((edit) => !before.includes(edit));
+    endEdits(edits.filter((edit) => before.includes(edit)));
+    return before.some((edit) => edit.isStopped);
   };
   let runsAwaited = []; // the numbers of ended runs that are waited for
   const waitForRuns = async (number) => {
@@ -189,7 +199,7 @@
     },
     press(name) {
       keepFocus(name);
-      unsent.set(name, [...(unsent.get(name) ?? []), count(name)]);
+      keep(name, count(name));
       if (STARTS.includes(name)) {
         running += 1;
         stopping = false;
@@ -200,9 +210,12 @@
       } else {
         stopping = true;
         window.llavaPage.endWait();
+        if (name === "stop") window.llavaPage.stopUploads();
+        else window.llavaPage.forgetReplaced();
       }
       return tools();
     },
+    tools,
     // The inputs of an event once it may be sent; of one that starts or ends answers the second input is its number.
     async wait(name, inputs) {
       if (DRAWS.includes(name)) window.llavaPage.beginDrawing(name);
@@ -210,35 +223,43 @@
       return inputs;
     },
     async send(name, inputs) {
-      if (name === "ask") window.llavaPage.noteSent(inputs[2]);
-      const number = takeNumber(name);
-      await waitForEdits(number);
+      const number = takeNumber(name), isStopped = await waitForEdits(number);
+      if (isStopped && STARTS.includes(name)) {
+        if (name === "ask") window.llavaPage.putBackUnsent(inputs[2]);
+        throw new Error("the upload that this event waited for was stopped"); // Gradio takes it for a failed event
+      }
       await waitForRuns(number);
+      if (name === "ask") window.llavaPage.noteSent(inputs[2]);
       return [inputs[0], number, ...inputs.slice(2)];
     },
-    // The event that opens what was uploaded takes the numbers of these uploads: several, if Gradio sends only the last.
+    // Begins the opening of a picture that is here already; its event follows.
+    beginOpen() { keep("open", count("open")); },
+    // The event that opens a picture takes the numbers of these openings: several, if Gradio sends only the last.
     async sendOpen(inputs) {
       window.llavaPage.beginDrawing("open");
       const numbers = unsent.get("open") ?? [count("open")];
       unsent.delete("open");
       await waitForEdits(numbers[0]);
       for (const edit of edits) edit.isSent ||= numbers.includes(edit.number);
+      window.llavaPage.noteReplaced();
       return [inputs[0], numbers.at(-1), ...inputs.slice(2)];
     },
-    // Begins an edit with its upload; gives what ends the upload.
+    // Begins an edit with its upload; gives what ends the upload, which counts once.
     beginUpload(name) {
       const number = count(name), edit = edits.at(-1);
-      edit.uploaded = new Promise((resolve) => {
-        edit.endUpload = (isDone) => {
-          edit.isUploaded = true;
-          if (isDone) unsent.set(name, [...(unsent.get(name) ?? []), number]); else endEdits([edit]);
-          resolve();
-          window.llavaPage.showAwaited();
-        };
-      });
-      return edit.endUpload;
+      let resolve;
+      edit.uploaded = new Promise((done) => { resolve = done; });
+      noteOpening();
+      return ({ isDone = false, isStopped = false }) => {
+        if (edit.isUploaded) return;
+        Object.assign(edit, { isUploaded: true, isStopped });
+        if (isDone) keep(name, number); else endEdits([edit]);
+        resolve();
+        noteOpening();
+      };
     },
     isUploading() { return edits.some(({ uploaded, isUploaded }) => uploaded && !isUploaded); },
+    isOpening() { return this.isUploading() || edits.some(({ name }) => name === "open"); },
     // The button's number and that of all pictures, as the second input.
     async remove(inputs) {
       const [picture] = removed.splice(0, 1);

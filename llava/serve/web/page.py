@@ -172,6 +172,7 @@ def _connect_presses(parts: Parts) -> None:
     pressed["suggest"] = [talk.chat.example_select, *(button.click for button in talk.suggestions)]
     for name, triggers in pressed.items():
         gr.on(triggers, None, None, _tools(talk), js=f"() => window.llavaPage.press('{name}')")
+    talk.update.click(None, None, _tools(talk), js="() => window.llavaPage.tools()")
 
 
 def _connect_edit(name: str, event: Any) -> None:

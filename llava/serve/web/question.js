@@ -29,16 +29,18 @@
   // A question stays in the box until the conversation shows it, and returns if that takes it back, unless the visitor
   // types another one meanwhile.
   let sent = [], taken = ""; // questions that are still to be shown, and the one that has left the box
+  let isUnanswered = false, isReplaced = false; // whether that one has no answer yet, and another picture is opened
+  const htmlOf = ({ content = "" } = {}) =>
+    typeof content === "string" ? content : content.map(({ text }) => text ?? "").join("");
   const lastQuestion = (chat) => {
-    const content = chat?.findLast(({ role }) => role === "user")?.content ?? "";
-    const html = typeof content === "string" ? content : content.map(({ text }) => text ?? "").join("");
+    const html = htmlOf(chat?.findLast(({ role }) => role === "user"));
     return plain(new DOMParser().parseFromString("<pre>\n" + html, "text/html").body.textContent);
   };
 
   // The press whose first output is awaited, and its question where that is known.
   let awaited = null;
   const showAwaited = () => {
-    const what = page.isUploading() ? "picture" : "model", text = awaited ? `Waiting for the ${what}…` : "";
+    const what = page.isOpening() ? "picture" : "model", text = awaited ? `Waiting for the ${what}…` : "";
     const line = document.querySelector("#waiting p");
     if (line && line.textContent !== text) line.textContent = text;
   };
@@ -74,6 +76,9 @@
         taken = plain(typed) === question ? typed.trim() : question;
         if (plain(typed) === question) fill("");
       }
+      if (!chat?.length && isUnanswered && isReplaced) page.putBack(chat);
+      if (!chat?.length) isReplaced = false;
+      isUnanswered = question !== "" && (chat.at(-1).role === "user" || htmlOf(chat.at(-1)).includes('class="mark alone"'));
       setTimeout(() => keepDraft(box()?.value), 500); // after an undone question has returned, which Gradio does silently
     },
     // After an answer has failed: its question returns to an empty box, if the conversation has lost it.
@@ -81,7 +86,11 @@
       if (taken && lastQuestion(chat) !== plain(taken) && !box()?.value.trim()) fill(taken);
       taken = "";
     },
+    // Of an event that waited for an upload that was stopped.
+    putBackUnsent(question) { if (!box()?.value.trim()) fill(question); },
     forgetSent() { sent = []; },
+    noteReplaced() { isReplaced = true; },
+    forgetReplaced() { isReplaced = false; },
   });
 
   const changes = { childList: true, characterData: true, subtree: true };

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 from gradio.route_utils import FnIndexInferError
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava.serve.http.bodies import BodyLimit
@@ -62,7 +63,9 @@ class RefuseMalformedCalls(ErrorGuard):
     """ASGI middleware: answers a call of an unknown event with 400, where Gradio fails with a traceback."""
 
     def reply_to(self, error: Exception, scope: Scope) -> ASGIApp | None:
-        """Builds the reply to a malformed call."""
+        """Builds the reply to a malformed call, and one that nobody reads to an upload that its visitor has stopped."""
+        if isinstance(error, ClientDisconnect):
+            return Response(status_code=400)
         if scope["method"] != "POST" or not isinstance(error, FnIndexInferError | LookupError | TypeError | ValueError):
             return None
         logger.warning("refused a call of %s (%s)", ascii(scope["path"][:100]), type(error).__name__)

@@ -138,6 +138,23 @@ def test_on_a_phone_every_control_has_a_name_one_tab_stop_and_room_for_a_finger(
     assert [visitor.at(f"#{name}").bounding_box()["height"] for name in ("ask", "add-picture")] == heights
 
 
+def test_arrow_keys_choose_a_radio_of_a_group_and_tab_leaves_the_group(come: Callable[..., Visitor]) -> None:
+    visitor = come().sees_a_picture()
+    for group in ("#view", "#way"):
+        visitor.at(f"{group} input:checked").focus()
+        for key, step in (("ArrowRight", 1), ("ArrowLeft", -1)):
+            radios = visitor.at(f"{group} input").all()
+            following = radios[[radio.is_checked() for radio in radios].index(True) + step]
+            visitor.page.keyboard.press(key)
+            expect(following).to_be_focused()
+            expect(following).to_be_checked()
+        visitor.page.keyboard.press("Tab")
+        expect(visitor.at(f"{group} :focus")).to_have_count(0)
+        visitor.page.keyboard.press("Shift+Tab")
+        expect(following).to_be_focused()
+        expect(visitor.at(f"{group} input:checked")).to_have_count(1)
+
+
 def test_a_toast_names_the_file_that_is_refused(come: Callable[..., Visitor], tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("letter.png", "note.png")]
     for path in paths:

@@ -33,6 +33,8 @@ DROP = """(text) => {
         document.querySelector("#picture img").dispatchEvent(new DragEvent(type, options));
 }"""
 
+CLICK = "(selectors) => { for (const each of selectors) document.querySelector(each).click(); }"  # without a pause
+
 
 class Held:
     """A function that waits, once it has been closed, until it is opened again."""
@@ -64,7 +66,7 @@ def held(engine: ChatEngine) -> tuple[Demo, Held]:
 
 @pytest.fixture(scope="module")
 def url(held: tuple[Demo, Held]) -> Iterator[str]:
-    with page_of(held[0], PageText("A notice.", [FIRST], [QUESTION])) as url:
+    with page_of(held[0], PageText("A notice.", [FIRST, SECOND], [QUESTION])) as url:
         yield url
 
 
@@ -157,6 +159,61 @@ def test_a_question_waits_for_the_picture_that_is_being_uploaded(
     expect(visitor.at("#strip img").last).to_have_attribute("alt", "Picture 2, in the conversation")
     page.unroute(UPLOADS)
     expect_failed_upload(visitor)
+
+
+def test_an_upload_that_never_ends_is_stopped_and_the_question_that_waited_for_it_returns(
+    come: Callable[..., Visitor],
+) -> None:
+    visitor = come().sees_a_picture().greedy()
+    page, box, waiting = visitor.page, visitor.at("#question textarea"), visitor.at("#waiting")
+    stop, *others = (visitor.at(f"#{name}") for name in ("stop", "regenerate", "undo"))
+    visitor.ask(QUESTION)
+    expect(visitor.at("#spent")).to_contain_text("in total")
+    example = visitor.at("#examples .gallery-item").first  # the one that is open
+    for begin, end in (
+        (lambda: choose(visitor, SECOND), stop.click),
+        (lambda: visitor.add([SECOND]), lambda: page.keyboard.press("Escape")),
+        (lambda: choose(visitor, SECOND), example.click),
+    ):
+        page.route(UPLOADS, lambda route: None, times=1)
+        with page.expect_request(UPLOADS):
+            begin()
+        for button in others:
+            expect(button).to_be_disabled()
+        visitor.ask("And now?")
+        expect(waiting).to_have_text("Waiting for the picture…")
+        box.fill("")
+        end()
+        expect(visitor.toast).to_contain_text("The upload was stopped.")
+        visitor.close_toasts()
+        expect(box).to_have_value("And now?")
+        expect(waiting).to_have_text("")
+        expect(stop).to_be_disabled()
+        for button in others:
+            expect(button).to_be_enabled()
+        expect(visitor.at("#picture .image-frame img")).to_be_visible()
+    expect(visitor.at("#chat .user.message")).to_have_text(QUESTION)
+    page.route(UPLOADS, lambda route: None, times=1)
+    with page.expect_request(UPLOADS):
+        choose(visitor, SECOND)
+    with page.expect_file_chooser() as dialog:
+        press(visitor, "Upload file")
+    expect(visitor.toast).to_contain_text("The upload was stopped.")
+    dialog.value.set_files(SECOND)
+    expect(visitor.at("#chat .message")).to_have_count(0)
+    expect_failed_upload(visitor)
+
+
+def test_a_question_waits_for_the_example_chosen_before_it(
+    come: Callable[..., Visitor], engine: ChatEngine, held: tuple[Demo, Held]
+) -> None:
+    visitor = come().sees_a_picture().greedy()
+    visitor.at("#question textarea").fill(QUESTION)
+    with held[1].closed():
+        visitor.page.evaluate(CLICK, ["#examples .gallery-item:nth-child(2)", "#ask"])
+        expect(visitor.at("#waiting")).to_have_text("Waiting for the picture…")
+    visitor.has_been_answered(alone(engine, SECOND, enabled=True))
+    expect(visitor.at("#waiting")).to_have_text("")
 
 
 def test_a_picture_that_takes_long_to_cut_is_said_to_be_cut(

@@ -14,7 +14,7 @@ from llava.serve.web.backend import AnswerPiece, EngineBackend, Query
 from llava.serve.web.handlers import Demo
 from llava.serve.web.page import PageText
 from tests.llava.serve.openai.serving import QUESTION
-from tests.llava.serve.web.clients import FIRST
+from tests.llava.serve.web.clients import FIRST, SECOND
 from tests.llava.serve.web.pages import Visitor, needs_chromium, page_of
 
 pytestmark = needs_chromium
@@ -43,7 +43,7 @@ def backend(engine: ChatEngine) -> HeldBackend:
 
 @pytest.fixture(scope="module")
 def url(backend: HeldBackend) -> Iterator[str]:
-    with page_of(Demo(backend), PageText("A notice.", [FIRST], [QUESTION]), concurrency=1) as url:
+    with page_of(Demo(backend), PageText("A notice.", [FIRST, SECOND], [QUESTION]), concurrency=1) as url:
         yield url
 
 
@@ -103,3 +103,17 @@ def test_a_question_that_failed_returns_to_an_empty_box_only(
     expect(visitor.toast).to_be_visible()
     expect(visitor.at("#chat .message")).to_have_count(0)
     expect(box).to_have_value(left)
+
+
+def test_a_question_without_an_answer_returns_to_its_box_when_another_picture_ends_it(
+    come: Callable[..., Visitor],
+) -> None:
+    visitor = come().sees_a_picture()
+    box, asked = visitor.at("#question textarea"), visitor.at("#chat .user.message")
+    for number in (1, 0):
+        visitor.ask("What?")
+        expect(asked).to_have_text("What?")
+        expect(box).to_have_value("")
+        visitor.at("#examples .gallery-item").nth(number).click()
+        expect(asked).to_have_count(0)
+        expect(box).to_have_value("What?")

@@ -6,11 +6,13 @@ import json
 import logging
 import math
 import secrets
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+from gradio.utils import get_upload_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,6 +93,20 @@ def test_a_control_s_value_that_is_none_is_told_with_what_it_may_be(
 ) -> None:
     said = [value if at == index else good for at, good in enumerate(GOOD)]
     assert refusal(page, "ask", ["What?", *said]).endswith(told)
+
+
+def test_an_upload_that_is_broken_off_is_no_error_of_the_server(page: httpx.Client) -> None:
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: a\r\nContent-Length: 999\r\n"
+    with socket.create_connection((page.base_url.host, page.base_url.port)) as connection:
+        connection.sendall(head + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n")
+
+
+def test_the_api_s_description_names_no_file_of_the_server(page: httpx.Client) -> None:
+    """Of the example that the page shows at first."""
+    described = page.get("gradio_api/info")
+    picture = described.json()["named_endpoints"]["/open_picture"]["parameters"][0]
+    assert (picture["parameter_name"], picture["parameter_has_default"]) == ("upload", False)
+    assert get_upload_folder() not in described.text
 
 
 @pytest.mark.parametrize(("event", "question"), [("look", []), ("compare", ["What?"])])
