@@ -80,7 +80,6 @@ class QLIPConfig:
 
     max_tokens: int | None = 1152
     """Budget: the most leaves an image may have; None: no bound. The thumbnail's tokens are extra.
-
     1152 is twice CLIP-L's 576; few images need all of it, so the mean stays below one and a half times."""
 
     split_order: SplitOrder = "side"
@@ -159,6 +158,10 @@ class QLIPConfig:
     """s: add s * log(cells of the leaf) to the attention logits of a leaf's key in the tower; with geometry "native",
     of native cells. From -4 to 4; 0 is off."""
 
+    keep_split_cells: bool = False
+    """Compute the tower's tokens of native cells that are split, too: the other cells attend to them, not to smaller
+    leaves, and are seen as in CLIP (`qlip.split_cells`). Better about large objects (docs/results/split-cells.md)."""
+
     llm_size_bias: float = -0.25
     """The same in the language model. Below 0 small leaves, where the detail is, weigh more than the large ones around
     them; without it, a few small objects among many tokens are undercounted. No effect if all leaves are one cell.
@@ -181,7 +184,7 @@ class QLIPConfig:
         for name, allowed in list_choices(QLIPConfig).items():
             check_choice(name, getattr(self, name), allowed)
         check_threshold(self.alpha)
-        for name in ("mlp_residual", "noise_floor", "thumbnail"):
+        for name in ("mlp_residual", "noise_floor", "keep_split_cells", "thumbnail"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         if not isinstance(self.mlp, (str, type(None))):

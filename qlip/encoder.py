@@ -21,7 +21,8 @@ from qlip.positions import interpolate_positions
 from qlip.quadtree import Leaves, measure_sizes
 from qlip.ragged import key_mask, pad_ragged
 from qlip.saved_settings import locate_prior, read_saved_settings
-from qlip.untraced import extract_patches, native_cut, partition_as
+from qlip.split_cells import SplitCells, hide_tokens
+from qlip.untraced import add_split_cells, extract_patches, native_cut, partition_as
 
 
 class QLIPVisionModel(nn.Module):
@@ -255,21 +256,28 @@ class QLIPVisionModel(nn.Module):
         """
         adapter, config = self.adapter, settings or self.qlip
         positions = [self.positions(cut.leaves, settings) for cut in cuts] if positions is None else positions
-        for cut, added in zip(cuts, positions, strict=True):
-            tokens = len(cut.leaves) + adapter.prefix
+        lengths = [len(cut.leaves) + adapter.prefix for cut in cuts]
+        for cut, added, tokens in zip(cuts, positions, lengths, strict=True):
             if len(added) != tokens or len(cut.patches) != len(cut.leaves):
                 raise ValueError(f"{len(cut.patches)} patches and {len(added)} positions for {tokens} tokens")
-        sequences = self._embed([cut.patches for cut in cuts], positions)
-        hidden, valid = pad_ragged(sequences)
+        splits: list[SplitCells] = []
+        if config.keep_split_cells:
+            pairs = [add_split_cells(cut, config, self.native_grid) for cut in cuts]
+            cuts, splits = [cut for cut, _ in pairs], [split for _, split in pairs]
+            more = [self.positions(split.cells, settings)[adapter.prefix :] for split in splits]
+            positions = [torch.cat([own, cells.to(own)]) for own, cells in zip(positions, more, strict=True)]
+        hidden, valid = pad_ragged(adapter.embed([cut.patches for cut in cuts], positions))
         sizes = [measure_sizes(cut.leaves, self.native_grid, config.geometry) for cut in cuts]
         mask = key_mask(valid, sizes, config.size_bias, adapter.prefix, hidden.dtype)
-        hidden = adapter.pre_norm(hidden)
-        kept = {0: hidden} if 0 in layers else {}
+        mask = hide_tokens(mask, splits, lengths, adapter.prefix, hidden)
+        hidden, longest = adapter.pre_norm(hidden), max(lengths)
+        kept = {0: hidden[:, :longest]} if 0 in layers else {}
         for number, layer in enumerate(adapter.layers[: max(layers)], start=1):
             hidden = adapter.run(layer, hidden, mask)
             if number in layers:
-                kept[number] = hidden
-        return HiddenStates(kept, valid, [len(sequence) for sequence in sequences])
+                kept[number] = hidden[:, :longest]
+        valid = torch.arange(longest, device=valid.device) < torch.tensor(lengths, device=valid.device)[:, None]
+        return HiddenStates(kept, valid, lengths)
 
     def pool(self, hidden: HiddenStates) -> Tensor:
         """Computes the model's own pooled output (B, D), image by image so that a head gets no padding.
@@ -290,11 +298,3 @@ class QLIPVisionModel(nn.Module):
         """Selects the features (M_i, D times layers) of each image, without [CLS] and padding."""
         joined = torch.cat([hidden.layers[layer] for layer in layers], dim=-1)
         return [joined[i, self.adapter.prefix : length] for i, length in enumerate(hidden.lengths)]
-
-    def _embed(self, patches: list[Tensor], positions: list[Tensor]) -> list[Tensor]:
-        """Builds each image's input sequence ([CLS] +) N_i from patches (N_i, C, P, P) and positions of all tokens."""
-        tokens, dtype = self.adapter.project(torch.cat(patches)), self.adapter.patch_projection.weight.dtype
-        sequences = list(tokens.split([len(patch) for patch in patches]))
-        if self.adapter.prefix:
-            sequences = [torch.cat([self.adapter.prefix_tokens.to(dtype), sequence]) for sequence in sequences]
-        return [sequence + added.to(dtype) for sequence, added in zip(sequences, positions, strict=True)]

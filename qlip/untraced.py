@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from qlip import patches, quadtree
+from qlip import patches, quadtree, split_cells
 
 partition_as = torch.compiler.disable(quadtree.partition_as)
 extract_patches = torch.compiler.disable(patches.extract_patches)
 native_cut = torch.compiler.disable(patches.native_cut)
+add_split_cells = torch.compiler.disable(split_cells.add_split_cells)

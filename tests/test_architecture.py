@@ -53,8 +53,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.backbones.registry",),
     ("qlip.quadtree",),
     ("qlip.outputs", "qlip.patches", "qlip.positions", "qlip.tools.draw", "qlip.tools.heat"),
-    ("qlip.packing", "qlip.language_positions", "qlip.decoder_masks", "qlip.cutting", "qlip.untraced"),
-    ("qlip.image_processing", "qlip.question", "qlip.tiles"),
+    ("qlip.packing", "qlip.language_positions", "qlip.decoder_masks", "qlip.cutting", "qlip.split_cells"),
+    ("qlip.image_processing", "qlip.question", "qlip.tiles", "qlip.untraced"),
     (
         "qlip.encoder",
         "qlip.prior.batches",

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -77,6 +78,14 @@ class ViTAdapter(ABC):
         if type(projection) is nn.Conv2d and not _is_watched(projection):  # the convolution as one matrix product
             return F.linear(patches.flatten(1), projection.weight.flatten(1), projection.bias)
         return projection(patches).flatten(1)
+
+    def embed(self, patches: Sequence[Tensor], positions: Sequence[Tensor]) -> list[Tensor]:
+        """Builds each image's input sequence ([CLS] +) N_i from patches (N_i, C, P, P) and positions of all tokens."""
+        tokens, dtype = self.project(torch.cat(list(patches))), self.patch_projection.weight.dtype
+        sequences = list(tokens.split([len(patch) for patch in patches]))
+        if self.prefix:
+            sequences = [torch.cat([self.prefix_tokens.to(dtype), sequence]) for sequence in sequences]
+        return [sequence + added.to(dtype) for sequence, added in zip(sequences, positions, strict=True)]
 
     @property
     @abstractmethod

@@ -72,15 +72,15 @@ class OpenCLIPAdapter(LibraryAdapter):
 
 def check_fits(model: Any) -> None:
     """Raises TypeError unless the grid is square and the pooled output is all: CoCa's text decoder takes all tokens."""
-    rows, cols = model.grid_size
-    if rows != cols:
-        raise TypeError(
-            f"this {type(model).__name__} of open_clip has a grid of {rows} x {cols} cells; QLIP needs a square grid"
-        )
     if getattr(model, "output_tokens", False):
         raise TypeError(
             f"this {type(model).__name__} of open_clip returns its tokens beside the embedding, as in CoCa; QLIP gives"
             " the embedding alone"
+        )
+    rows, cols = model.grid_size
+    if rows != cols:
+        raise TypeError(
+            f"this {type(model).__name__} of open_clip has a grid of {rows} x {cols} cells; QLIP needs a square grid"
         )
 
 

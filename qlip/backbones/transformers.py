@@ -126,8 +126,10 @@ def run_one_by_one(layer: nn.Module, hidden: Tensor, mask: Tensor) -> Tensor:
         mask: additive (B, 1, 1, T), lowest on padding.
 
     Raises:
-        ValueError: the mask has a bias, which such a layer can't apply.
+        ValueError: the mask has a bias, or differs between queries, which such a layer can't apply.
     """
+    if mask.shape[2] > 1:
+        raise ValueError("keep_split_cells is set, but this model's attention takes no mask in this transformers")
     keys = mask[:, 0, 0]
     valid = keys > torch.finfo(mask.dtype).min
     if keys[valid].any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import qlip
@@ -12,9 +13,10 @@ from tests.qlip.towers import make_tower
 BACKEND = "eager"  # Dynamo traces the Python code for every backend; only this one then compiles nothing
 
 
+@pytest.mark.parametrize("more", [{"thumbnail": True}, {"keep_split_cells": True}], ids=str)
 @torch.no_grad()
-def test_a_compiled_tower_cuts_and_encodes_images_as_before():
-    tower = QLIPVisionModel(make_tower("clip"), QLIPConfig(**TREE, thumbnail=True))
+def test_a_compiled_tower_cuts_and_encodes_images_as_before(more):
+    tower = QLIPVisionModel(make_tower("clip"), QLIPConfig(**TREE, **more))
     images = [torch.rand(3, height, 112, generator=torch.Generator().manual_seed(height)) for height in (56, 112)]
     expected = tower(images)
     assert len({len(tree) for tree in expected.leaves}) == 2

@@ -35,6 +35,7 @@ DEFAULTS = {
     "tiling": "image",
     "llm_positions": "raster",
     "size_bias": 0.0,
+    "keep_split_cells": False,
     "llm_size_bias": -0.25,
     "llm_weight": "each",
     "seed": 0,
@@ -123,7 +124,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(values, message):
 
 COUNTS = ("max_tokens", "image_size", "max_cells", "structure_size", "seed")
 NUMBERS = ("alpha", "size_bias", "llm_size_bias", "score_share", "question_share")
-FLAGS = ("mlp_residual", "noise_floor", "thumbnail")
+FLAGS = ("mlp_residual", "noise_floor", "keep_split_cells", "thumbnail")
 WORDS = (
     "criterion",
     "layout",

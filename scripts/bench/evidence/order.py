@@ -18,7 +18,7 @@ from scripts.bench.evidence.answering.answers import Answers, Cell, difference
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.flags import known_split
 from scripts.bench.evidence.answering.scene_sets import MEASURES, MIXED
-from scripts.bench.evidence.answering.variants import CLIP
+from scripts.bench.evidence.answering.variants import CLIP, Variant
 from scripts.bench.evidence.pages.fill import fill_page
 from scripts.bench.evidence.pages.tables import interval
 from scripts.markdown_table import join_values, table_head, table_row
@@ -56,15 +56,26 @@ def command(options: argparse.Namespace) -> None:
 
 
 def compare(answers: Answers, budget: int) -> str:
-    """Formats each set's accuracy by CLIP, by score and by side; checkpoints are taken together.
+    """Formats each set's accuracy by CLIP, by score and by side; see `compare_ways`."""
+    experiment = EXPERIMENTS["order"]
+    by_score, by_side = (next(way for way in experiment.ways if way.name == f"{order}, {budget}") for order in ORDERS)
+    return compare_ways(answers, [CLIP, by_score, by_side], experiment.sets, "side - score")
+
+
+def compare_ways(answers: Answers, ways: Sequence[Variant], sets: Sequence[str], change: str) -> str:
+    """Formats each set's accuracy by CLIP and two ways; checkpoints are taken together.
+
+    Args:
+        answers: of a split.
+        ways: CLIP and the two.
+        sets: names of the sets.
+        change: the name of the difference between the third way and the second.
 
     Raises:
         ValueError: a set lacks answers.
     """
-    experiment = EXPERIMENTS["order"]
-    ways = [CLIP, *(way for way in experiment.ways if way.name in [f"{order}, {budget}" for order in ORDERS])]
-    cells = dict(zip(experiment.sets, zip(*answers.compare(ways, experiment.sets), strict=True), strict=True))
-    lines = [table_head(["scenes", "tokens", *COLUMNS, "side - score", "by checkpoint"])]
+    cells = dict(zip(sets, zip(*answers.compare(ways, sets), strict=True), strict=True))
+    lines = [table_head(["scenes", "tokens", *COLUMNS, change, "by checkpoint"])]
     means: dict[str, list[list[float]]] = {name: [] for name in COLUMNS}
     differences = []
     for name, row in cells.items():
@@ -78,8 +89,8 @@ def compare(answers: Answers, budget: int) -> str:
         own = [difference(*([cell.of_checkpoint(model)] for cell in known[1:])).mean for model in models]
         differences.append(own)
         texts = [join_values(values) if values else "" for values in shares.values()]
-        change = interval(difference(*([cell] for cell in known[1:])))
-        lines.append(table_row([name.removeprefix(MIXED), f"{known[-1].tokens:.1f}", *texts, change, join_values(own)]))
+        more = interval(difference(*([cell] for cell in known[1:])))
+        lines.append(table_row([name.removeprefix(MIXED), f"{known[-1].tokens:.1f}", *texts, more, join_values(own)]))
     averages = [join_values(map(fmean, zip(*values, strict=True))) for values in means.values()]
     by_checkpoint = [fmean(own) for own in zip(*differences, strict=True)]
     lines.append(table_row(["mean", "", *averages, f"**{fmean(by_checkpoint):.1f}**", join_values(by_checkpoint)]))

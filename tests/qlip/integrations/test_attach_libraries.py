@@ -104,9 +104,3 @@ def test_models_without_a_table_or_a_square_grid_are_refused():
         qlip.attach(distilled)
     with pytest.raises(TypeError, match="Eva is none of .* rotary"):
         qlip.attach(timm.models.eva.Eva(**SHAPE, use_rot_pos_emb=True))
-
-
-def test_a_grid_that_is_not_square_is_refused():
-    model = open_clip_model(image_size=(2 * NATIVE, NATIVE // 2))
-    with pytest.raises(TypeError, match="has a grid of 8 x 2 cells; QLIP needs a square grid"):
-        qlip.attach(model)

@@ -47,15 +47,21 @@ from tests.qlip.integrations.models import (
 class VisionTransformer(torch.nn.Module):
     """Stands for open_clip's, of CoCa, where open_clip is not installed."""
 
-    output_tokens = True
+    grid_size = (8, 2)
 
 
 VisionTransformer.__module__ = "open_clip.transformer"
 
 
-def test_a_model_that_needs_the_tokens_beside_its_embedding_is_refused():
-    with pytest.raises(TypeError, match="VisionTransformer of open_clip returns its tokens beside .*, as in CoCa"):
-        qlip.attach(VisionTransformer())
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [(True, "returns its tokens beside .*, as in CoCa"), (False, "has a grid of 8 x 2 cells; .* a square grid")],
+)
+def test_models_of_open_clip_that_would_be_misread_are_refused(tokens, words):
+    model = VisionTransformer()
+    model.output_tokens = tokens
+    with pytest.raises(TypeError, match=f"VisionTransformer of open_clip {words}"):
+        qlip.attach(model)
 
 
 def test_the_part_of_a_model_that_can_be_attached_is_named():

@@ -50,10 +50,11 @@ def test_what_is_returned_is_by_default_what_the_configuration_says():
     assert isinstance(model([torch.zeros(3, NATIVE, NATIVE)]), tuple)
 
 
+@pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_an_image_is_the_same_in_any_batch(kind):
-    model, processor = qlip.attach(make_vision_model(kind), **TREE)
+def test_an_image_is_the_same_in_any_batch(kind, keeps):
+    model, processor = qlip.attach(make_vision_model(kind), **TREE, keep_split_cells=keeps)
     together = model(**processor.pack(PICTURES))
     assert len({len(tree) for tree in together.leaves}) > 1
     for index, image in enumerate(PICTURES):

@@ -137,6 +137,14 @@ def _weights() -> list[Variant]:
     ]
 
 
+def _split_cells() -> list[Variant]:
+    """Lists what split cells are worth in the tower's sequence, by weights of small leaves."""
+    ways = [CLIP, SHIPPED]
+    for bias in (0.0, -0.2, -0.4):
+        ways.append(Variant(f"split cells kept, {bias}", {"keep_split_cells": True, "size_bias": bias}))
+    return [*ways, Variant("-0.4", {"size_bias": -0.4})]
+
+
 def _counting() -> list[Variant]:
     ways = [SHIPPED]
     for bias in (0.25, 0.0, -0.1, -0.25, -0.35, -0.5):
@@ -218,6 +226,7 @@ EXPERIMENTS = MappingProxyType(
         "choice": Experiment(_choice(), MIXED_SETS),
         "order": Experiment(_order(), MIXED_SETS),
         "weights": Experiment(_weights(), MIXED_SETS),
+        "split cells": Experiment(_split_cells(), MIXED_SETS),
         "page": Experiment(_page(), (DETAIL_SET,)),
     }
 )

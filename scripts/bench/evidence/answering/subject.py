@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -21,12 +21,13 @@ from llava.mm_utils import expand2square, get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.image_tokens import ImageTokens
-from llava.model.vision.prepared_image import prepare_leaves
+from llava.model.vision.prepared_image import PreparedImage, prepare_leaves
 from llava.model.vision.question_budget import attention_on_images
 from llava.serve.engine import ChatEngine
 from qlip import Leaves, QLIPConfig, QLIPVisionModel
 from qlip.language_positions import ImageSpan
 from qlip.positions import native_side
+from qlip.split_cells import find_split_cells
 from scripts.bench.evidence.answering.sets import QuestionSet
 from scripts.bench.evidence.answering.variants import Rival, Variant
 from scripts.bench.evidence.rivals.crop import GENERAL, attend_to_image, choose_box, join_views, window_sides
@@ -148,19 +149,20 @@ class Subject:
             return [self._reduce(way.rival, image, settings) for image in engine.prepare_images(pictures)]
         thumbnail = tower.num_patches if settings.thumbnail else 0
         prepared = [engine.vision.prepare(picture, settings) for picture in pictures]
-        if way.scrambled:
-            with scrambled_positions(tower.vision_tower):
-                return self._count(engine.vision.encode(prepared), thumbnail)
-        return self._count(engine.vision.encode(prepared), thumbnail)
+        with scrambled_positions(tower.vision_tower) if way.scrambled else nullcontext():
+            tokens = engine.vision.encode(prepared)
+        apart = self.cost.encode(thumbnail) if thumbnail else 0  # its tokens go through the tower apart
+        costs = [
+            self._encoding(len(image.features) - thumbnail, cut) for image, cut in zip(tokens, prepared, strict=True)
+        ]
+        return [EncodedPicture(image, apart + cost) for image, cost in zip(tokens, costs, strict=True)]
 
-    def _count(self, tokens: Sequence[ImageTokens], thumbnail: int = 0) -> list[EncodedPicture]:
-        """Adds what encoding cost; a thumbnail's tokens went through the tower apart."""
-        encoded = []
-        for image in tokens:
-            count = len(image.features)
-            apart = self.cost.encode(thumbnail) if thumbnail else 0
-            encoded.append(EncodedPicture(image, apart + self.cost.encode(count - thumbnail)))
-        return encoded
+    def _encoding(self, count: int, image: PreparedImage) -> int:
+        """Counts tower and projector over an image's leaves, with the split cells that the tower sees beside them."""
+        kept, n = 0, self.engine.model.get_vision_tower().num_patches_per_side
+        if image.settings is not None and image.settings.keep_split_cells and image.leaves is not None:
+            kept = len(find_split_cells(image.leaves, image.settings, n).cells)
+        return self.cost.tower.run(count + kept) + self.cost.project(count)
 
     def _reduce(self, rival: Rival, image: Tensor, settings: QLIPConfig) -> EncodedPicture:
         """Runs a rival on one image (C, H, W) at the size of its uniform grid."""
@@ -192,13 +194,14 @@ class Subject:
         first = encode_prepared(model, [prepared])
         prompts = [prompt_ids(self.engine, text) for text in questions]
         weights = attention_on_images(model, prompts, [0] * len(prompts), [first] * len(prompts))
-        views = encode_prepared(model, [prepared.refine(part) for (part,) in weights])
+        refined = [prepared.refine(part) for (part,) in weights]
+        views = encode_prepared(model, refined)
         count = len(first[0].features)
         encoded = []
-        for view, prompt in zip(views, prompts, strict=True):
+        for view, prompt, cut in zip(views, prompts, refined, strict=True):
             text = len(prompt) - 1
             look = self.cost.encode(count) + self.cost.relate(text + count, text)
-            encoded.append(EncodedPicture(view, look + self.cost.encode(len(view.features))))
+            encoded.append(EncodedPicture(view, look + self._encoding(len(view.features), cut)))
         return encoded
 
     def _crop(self, way: Variant, picture: Image.Image, questions: Sequence[str]) -> list[EncodedPicture]:
