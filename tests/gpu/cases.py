@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 TREE = {"criterion": "gradient", "coarsest": "any", "alpha": 0.7, "max_tokens": 90}
-BIASED = {**TREE, "llm_size_bias": -0.5, "size_bias": 0.25}
+BIASED = {**TREE, "llm_size_bias": -0.5, "size_bias": 0.25, "keep_split_cells": True}
 GREEDY = {"do_sample": False, "min_new_tokens": 6, "max_new_tokens": 6}
 
 

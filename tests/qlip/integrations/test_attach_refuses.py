@@ -44,26 +44,6 @@ from tests.qlip.integrations.models import (
 )
 
 
-class VisionTransformer(torch.nn.Module):
-    """Stands for open_clip's, of CoCa, where open_clip is not installed."""
-
-    grid_size = (8, 2)
-
-
-VisionTransformer.__module__ = "open_clip.transformer"
-
-
-@pytest.mark.parametrize(
-    ("tokens", "words"),
-    [(True, "returns its tokens beside .*, as in CoCa"), (False, "has a grid of 8 x 2 cells; .* a square grid")],
-)
-def test_models_of_open_clip_that_would_be_misread_are_refused(tokens, words):
-    model = VisionTransformer()
-    model.output_tokens = tokens
-    with pytest.raises(TypeError, match=f"VisionTransformer of open_clip {words}"):
-        qlip.attach(model)
-
-
 def test_the_part_of_a_model_that_can_be_attached_is_named():
     config = make_vision_model("clip").config
     model = CLIPVisionModelWithProjection(config)
