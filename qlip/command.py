@@ -11,6 +11,7 @@ import os
 import re
 import select
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,6 +22,9 @@ from safetensors import SafetensorError
 
 BAR_DELAY = "2"
 """Seconds before libraries' progress bars appear, as for our own; tqdm reads the variable on import."""
+
+THREADS_PAUSE = 0.1
+"""Seconds in which the threads of a process group release what they hold, as a command ends."""
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
 """What a wrong flag, file or machine raises; anything else is a fault of the program and keeps its traceback."""
@@ -140,6 +144,8 @@ def end_process_group() -> None:
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+        # Collecting waits for the group's threads and holds Python's lock, which they take to release tensors.
+        time.sleep(THREADS_PAUSE)
         gc.collect()
 
 

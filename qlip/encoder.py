@@ -199,7 +199,7 @@ class QLIPVisionModel(nn.Module):
             images: see `forward`.
             leaves: one tree per image.
             positions: float ([CLS] +) N_i, D each: added to the tokens; `positions` computes the usual ones.
-                Gradients flow into them.
+                Gradients flow into them. Split cells, where they are kept, have the usual ones.
             pool: see `forward`.
             settings: see the class.
 
@@ -230,15 +230,17 @@ class QLIPVisionModel(nn.Module):
             select: layers, counted from 0; None is `select_layers`.
 
         Raises:
-            ValueError: no image, another number of channels or positions, or a thumbnail is missing.
+            ValueError: no image, another number of channels or positions, a missing thumbnail, or [CLS] sees no leaf.
         """
-        layers, thumbnail = tuple(self.select_layers if select is None else select), (settings or self.qlip).thumbnail
-        check_cuts(cuts, thumbnail, self.adapter.patch_projection.weight.shape[1])
+        layers, config = tuple(self.select_layers if select is None else select), settings or self.qlip
+        if pool and self.has_cls and config.keep_split_cells:
+            raise ValueError("keep_split_cells is set, so that [CLS] sees no leaf; to pool, set it to false")
+        check_cuts(cuts, config.thumbnail, self.adapter.patch_projection.weight.shape[1])
         hidden = self.hidden_states(cuts, {*layers, self.adapter.depth} if pool else layers, positions, settings)
-        features = self._features(hidden, layers)
-        if thumbnail:
+        features = hidden.select(layers, self.adapter.prefix)
+        if config.thumbnail:
             small = [native_cut(cut.thumbnail, self.adapter.patch_size) for cut in cuts if cut.thumbnail is not None]
-            native = self._features(self.hidden_states(small, layers, None, settings), layers)
+            native = self.hidden_states(small, layers, None, settings).select(layers, self.adapter.prefix)
             features = [torch.cat(pair) for pair in zip(native, features, strict=True)]
         return QLIPOutput(features, [cut.leaves for cut in cuts], self.pool(hidden) if pool else None)
 
@@ -293,8 +295,3 @@ class QLIPVisionModel(nn.Module):
     def language_span(self, leaves: Leaves, settings: QLIPConfig | None = None) -> ImageSpan:
         """Computes the positions and weights of an image's tokens in the language model."""
         return image_span(settings or self.qlip, leaves, self.native_grid)
-
-    def _features(self, hidden: HiddenStates, layers: Sequence[int]) -> list[Tensor]:
-        """Selects the features (M_i, D times layers) of each image, without [CLS] and padding."""
-        joined = torch.cat([hidden.layers[layer] for layer in layers], dim=-1)
-        return [joined[i, self.adapter.prefix : length] for i, length in enumerate(hidden.lengths)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from qlip.quadtree import Leaves
@@ -36,3 +38,8 @@ class HiddenStates:
 
     lengths: list[int]
     """Tokens of each image, [CLS] included."""
+
+    def select(self, layers: Sequence[int], prefix: int) -> list[Tensor]:
+        """Selects the features (M_i, D times layers) of each image, without the `prefix` tokens and padding."""
+        joined = torch.cat([self.layers[layer] for layer in layers], dim=-1)
+        return [joined[i, prefix:length] for i, length in enumerate(self.lengths)]

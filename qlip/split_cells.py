@@ -7,6 +7,8 @@ the other cells change. So the tower can compute split cells' tokens, too. The l
   sees them; but the pixels of split cells are put together from their leaves'.
 - Smaller leaves attend to each other and to what is not split, as without split cells.
 
+Leaves that tile no whole native cell, as at the edge of a grid with geometry "grid", count as cells.
+
 Pure functions.
 """
 
@@ -118,6 +120,7 @@ def hide_tokens(
     for row, split in enumerate(splits):
         is_part[row, prefix + split.parts] = True
         is_split[row, lengths[row] : lengths[row] + len(split.cells)] = True
-    unseen = (~is_part[:, :, None] & is_part[:, None]) | (is_part[:, :, None] & is_split[:, None])
-    full = hidden.new_zeros(unseen.shape)[:, None] if mask is None else mask.expand(-1, -1, total, -1)
-    return full.masked_fill(unseen[:, None].to(hidden.device), torch.finfo(hidden.dtype).min)
+    is_part, is_split = is_part.to(hidden.device), is_split.to(hidden.device)
+    unseen = torch.where(is_part[:, :, None], is_split[:, None], is_part[:, None])[:, None]
+    full = hidden.new_zeros(()) if mask is None else mask.expand(-1, -1, total, -1)
+    return full.masked_fill(unseen, torch.finfo(hidden.dtype).min)

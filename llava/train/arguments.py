@@ -212,16 +212,18 @@ def _check_evaluation(data: DataArguments, training: TrainingArguments) -> None:
         raise ValueError("--eval_strategy asks for evaluations; give --eval_data_path, --eval_questions or both")
     if wanted and not evaluates:
         raise ValueError(f"--{wanted[0]} is given, but --eval_strategy is no; allowed are steps and epoch")
-    if training.load_best_model_at_end and not evaluates:
-        raise ValueError("--load_best_model_at_end needs evaluations to compare by; give --eval_strategy")
-    metric = training.metric_for_best_model
-    if evaluates and metric is not None:  # transformers looks it up after the first evaluation, before it saves
-        measured = [MEASURES[name] for name in wanted]
-        if metric.removeprefix("eval_") not in measured:
-            raise ValueError(
-                f"--metric_for_best_model is {metric!r}, but what is evaluated gives {' and '.join(measured)}:"
-                " --eval_data_path measures loss, --eval_questions exact_match"
-            )
+    metric = training.metric_for_best_model  # by default loss, where transformers needs one
+    if training.save_strategy == "best" and metric is None:
+        raise ValueError("--save_strategy is best; name by what with --metric_for_best_model")
+    if metric is not None and training.eval_strategy == "no":
+        raise ValueError(f"the best checkpoint is that of the best {metric}; give --eval_strategy steps or epoch")
+    measured = [MEASURES[name] for name in wanted]
+    if metric is not None and metric.removeprefix("eval_") not in measured:
+        # transformers looks it up after the first evaluation, before it saves.
+        raise ValueError(
+            f"the best checkpoint is that of the best {metric} (--metric_for_best_model), but what is evaluated gives"
+            f" {' and '.join(measured)}: --eval_data_path measures loss, --eval_questions exact_match"
+        )
 
 
 def is_supported_aspect_ratio(aspect_ratio: str | None) -> TypeGuard[str]:

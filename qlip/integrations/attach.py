@@ -94,6 +94,8 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
     attachment = Attachment(vision, make_image_processor(vision, plain, tiles), plain, tiles)
     new_processor = join_processor(model, plain, attachment.image_processor)
     mixins = choose_mixins(model, tower)
+    if chosen.keep_split_cells and vision.has_cls and mixins[-1][1] not in (LlavaMixin, VisionMixin):
+        raise ValueError("keep_split_cells is true, so that [CLS] sees no leaf, and this model gives [CLS] alone")
     patch_classes(model, mixins, attachment)
     if mixins[-1][0] is model:
         for part in {*(module for module, _ in mixins), tower} - {model}:

@@ -75,8 +75,6 @@ def test_parameter_names_are_those_of_the_wrapped_model(wrapped):
     [
         {},
         {"size_bias": 1.0},
-        {"keep_split_cells": True, "size_bias": -0.4, "max_tokens": None},
-        {"keep_split_cells": True, "layout": "centered", "alpha": 0.0, "max_tokens": None},
         {"thumbnail": True, "coarsest": "native", "max_tokens": None},
         {"criterion": "random", "layout": "centered", "max_tokens": 200},
         {"interpolation": "bilinear", "leaf_position": "mean"},

@@ -143,10 +143,23 @@ def test_what_is_not_split_is_seen_as_transformers_own_model_sees_it(kind, bias)
 
 
 @torch.no_grad()
-def test_the_pooled_output_is_that_of_the_unsplit_image():
-    vision, (cut, native) = tower("clip"), coloured(random_tree(0, 16, 4), 0)
-    pooled = QLIPVisionModel(vision, NATIVE).encode_cut([cut], pool=True).pooled
-    torch.testing.assert_close(pooled, vision(native).pooler_output, atol=1e-4, rtol=1e-4)
+def test_a_pooled_output_of_cls_which_would_see_no_leaf_is_refused():
+    (cut, _), settings = coloured(random_tree(0, 16, 4), 0), dataclasses.replace(NATIVE, keep_split_cells=False)
+    model = QLIPVisionModel(tower("clip"), NATIVE)
+    with pytest.raises(ValueError, match=r"keep_split_cells is set, so that \[CLS\] sees no leaf"):
+        model.encode_cut([cut], pool=True)
+    assert model.encode_cut([cut], pool=True, settings=settings).pooled.shape == (1, 32)
+
+
+@pytest.mark.parametrize("layout", ["aligned", "centered"])
+@torch.no_grad()
+def test_images_of_any_size_are_the_same_in_any_batch(layout):
+    sizes = [(4, 4), (11, 8), (9, 21)]
+    images = [torch.randn(3, P * rows, P * cols, generator=torch.Generator().manual_seed(cols)) for rows, cols in sizes]
+    settings = dataclasses.replace(GRID, layout=layout, criterion="random", alpha=0.3, size_bias=-0.4)
+    model = QLIPVisionModel(tower("clip"), settings)
+    for image, features in zip(images, model(images).features, strict=True):
+        torch.testing.assert_close(model([image]).features[0], features, atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_reach_the_pixels_of_cells_that_are_split_elsewhere():

@@ -94,14 +94,20 @@ def test_arguments_can_be_made_without_a_command_line(tmp_path):
         ("--qlip False --qlip.alpha 1", "--qlip False contradicts --qlip.alpha"),
         ("--eval_strategy steps", "give --eval_data_path, --eval_questions or both"),
         ("--eval_questions q.jsonl", "--eval_questions is given, but --eval_strategy is no"),
-        ("--save_strategy no --load_best_model_at_end True", "--load_best_model_at_end needs evaluations"),
+        ("--save_strategy no --load_best_model_at_end True", "is that of the best loss; give --eval_strategy steps or"),
+        ("--metric_for_best_model accuracy", "the best checkpoint is that of the best accuracy; give --eval_strategy"),
+        ("--save_strategy best", "--save_strategy is best; name by what with --metric_for_best_model"),
         (
             "--eval_strategy epoch --eval_data_path e.json --metric_for_best_model exact_match",
-            "--metric_for_best_model is 'exact_match', but what is evaluated gives loss: --eval_data_path",
+            "best exact_match (--metric_for_best_model), but what is evaluated gives loss: --eval_data_path",
+        ),
+        (
+            "--eval_strategy epoch --save_strategy epoch --eval_questions q.jsonl --load_best_model_at_end True",
+            "best loss (--metric_for_best_model), but what is evaluated gives exact_match:",
         ),
         (
             "--eval_strategy epoch --eval_data_path e.json --eval_questions q.jsonl --metric_for_best_model bleu",
-            "--metric_for_best_model is 'bleu', but what is evaluated gives loss and exact_match",
+            "best bleu (--metric_for_best_model), but what is evaluated gives loss and exact_match",
         ),
     ],
 )

@@ -50,6 +50,12 @@ def test_what_is_returned_is_by_default_what_the_configuration_says():
     assert isinstance(model([torch.zeros(3, NATIVE, NATIVE)]), tuple)
 
 
+def test_split_cells_are_refused_where_cls_alone_is_given_which_would_see_no_leaf():
+    with pytest.raises(ValueError, match=r"\[CLS\] sees no leaf, and this model gives \[CLS\] alone"):
+        qlip.attach(make_contrastive_model("clip"), keep_split_cells=True)
+    qlip.attach(make_contrastive_model("siglip"), keep_split_cells=True)
+
+
 @pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()

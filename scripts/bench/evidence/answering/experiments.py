@@ -140,7 +140,7 @@ def _weights() -> list[Variant]:
 def _split_cells() -> list[Variant]:
     """Lists what split cells are worth in the tower's sequence, by weights of small leaves."""
     ways = [CLIP, SHIPPED]
-    for bias in (0.0, -0.2, -0.4):
+    for bias in (0.0, -0.4):
         ways.append(Variant(f"split cells kept, {bias}", {"keep_split_cells": True, "size_bias": bias}))
     return [*ways, Variant("-0.4", {"size_bias": -0.4})]
 
