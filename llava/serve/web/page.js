@@ -52,7 +52,7 @@
     const { badInput, rangeUnderflow, rangeOverflow, stepMismatch } = validity;
     return value === "" || badInput || rangeUnderflow || rangeOverflow || (step === "1" && stepMismatch);
   };
-  const nearest = ({ value, min, max, step, dataset }, slider) => {
+  const nearest = (value, { min, max, step, dataset }, slider) => {
     if (value === "" || Number.isNaN(Number(value))) return dataset.last ?? slider.value;
     const allowed = Math.min(Math.max(Number(value), Number(min)), Number(max));
     return String(step === "1" ? Math.round(allowed) : allowed);
@@ -62,11 +62,15 @@
     const { target } = event;
     if (target.type === "range") delete target.closest(".block")?.querySelector("input[type=number]")?.dataset.last;
     if (!isNumber(target)) return;
-    if (isWrong(target)) event.stopImmediatePropagation(); else target.dataset.last = target.value;
+    delete target.dataset.wrong;
+    if (!isWrong(target)) { target.dataset.last = target.value; return; }
+    event.stopImmediatePropagation();
+    target.dataset.wrong = target.value; // Gradio may write the last allowed number over it at any time
   }, true);
   addEventListener("blur", ({ target }) => {
-    if (!isNumber(target) || !isWrong(target)) return;
-    target.value = nearest(target, range(target));
+    const wrong = target.dataset?.wrong;
+    if (!isNumber(target) || (wrong === undefined && !isWrong(target))) return;
+    target.value = nearest(wrong ?? target.value, target, range(target));
     target.dispatchEvent(new Event("input", { bubbles: true }));
   }, true);
 

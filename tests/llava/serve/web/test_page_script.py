@@ -86,6 +86,11 @@ def test_what_a_number_field_does_not_allow_becomes_the_nearest_value_or_the_las
     """Typed key by key, so that "999" on the way to "99999" is not taken for what was meant."""
     visitor = come().sees_a_picture()
     number = visitor.at("#budget input[type=number]")
+    number.fill("")
+    number.press_sequentially("99999")
+    number.evaluate("(field) => { field.value = '999'; }")  # as Gradio does, late, with the last number it knows
+    number.blur()
+    expect(number).to_have_value("1920")
     for typed, shown in (("-5", "1"), ("99999", "1920"), ("", "30"), ("3.7", "4")):
         number.fill("30")
         number.blur()
@@ -96,7 +101,7 @@ def test_what_a_number_field_does_not_allow_becomes_the_nearest_value_or_the_las
         expect(number).to_have_value(shown)
     visitor.ask(QUESTION)
     expect(visitor.at("#spent")).to_contain_text("in total")
-    expect(visitor.at("#spent strong").first).to_have_text(visitor.at("#meter strong").inner_text())
+    expect(visitor.at("#meter strong")).to_have_text(visitor.at("#spent strong").first.inner_text())
     expect(visitor.page.get_by_test_id("toast-body")).to_have_count(0)
 
 
