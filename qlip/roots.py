@@ -46,11 +46,6 @@ def count_roots(roots: Roots, grid: tuple[int, int]) -> int:
     return inside + grid[0] * grid[1] - roots.rows * roots.cols
 
 
-def native_max_leaf(grid: tuple[int, int], native_grid: int) -> int:
-    """Computes the side, in cells, of the largest leaf within one cell of an n x n grid over the image."""
-    return 1 << max((min(grid) // native_grid).bit_length() - 1, 0)
-
-
 def find_native_cell(grid: tuple[int, int], native_grid: int, geometry: Geometry) -> int:
     """Finds the side, in cells, of the square that one cell of the tower's native grid became.
 
@@ -59,6 +54,16 @@ def find_native_cell(grid: tuple[int, int], native_grid: int, geometry: Geometry
     """
     check_choice("geometry", geometry, Geometry)
     return 1 if geometry == "grid" else 1 << max((max(grid) // native_grid).bit_length() - 1, 0)
+
+
+def native_max_leaf(grid: tuple[int, int], native_grid: int, geometry: Geometry) -> int:
+    """Finds the side, in cells, of the largest leaf within one native cell; with geometry "native" it is the cell.
+
+    With "grid" native cells are those of an n x n grid laid over the image.
+    """
+    if geometry == "native":
+        return find_native_cell(grid, native_grid, geometry)
+    return 1 << max((min(grid) // native_grid).bit_length() - 1, 0)
 
 
 def allowed_leaf(settings: QLIPConfig, grid: tuple[int, int], native_grid: int) -> int | None:
@@ -95,7 +100,7 @@ def find_max_leaf(
         return None
     check_count("native_grid", native_grid)
     cell = find_native_cell(grid, native_grid, geometry)
-    side = cell if geometry == "native" else native_max_leaf(grid, native_grid)
+    side = native_max_leaf(grid, native_grid, geometry)
     largest = 1 << find_roots(grid, layout, None, cell).level
     if max_tokens is not None:
         while side < largest and count_roots(find_roots(grid, layout, side, cell), grid) > max_tokens:

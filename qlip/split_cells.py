@@ -24,7 +24,7 @@ from torch import Tensor
 from qlip.config import QLIPConfig
 from qlip.patches import CutImage
 from qlip.quadtree import Leaves
-from qlip.roots import find_native_cell, native_max_leaf, roots_for
+from qlip.roots import native_max_leaf, roots_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +58,7 @@ def find_split_cells(leaves: Leaves, settings: QLIPConfig, native_grid: int) -> 
         native_grid: n, cells per side of the grid that the tower was trained on.
     """
     grid = leaves.grid
-    if settings.geometry == "native":
-        side = find_native_cell(grid, native_grid, settings.geometry)
-    else:
-        side = native_max_leaf(grid, native_grid)
+    side = native_max_leaf(grid, native_grid, settings.geometry)
     roots = roots_for(settings, grid, native_grid)
     corner = torch.tensor([roots.top, roots.left])
     places, sizes = leaves.boxes[:, :2] - corner, leaves.sizes
@@ -88,10 +85,11 @@ def join_patches(cut: CutImage, split: SplitCells) -> Tensor:
         own = sizes == size
         blocks, index = (places[own] // (2 * size)).unique(dim=0, return_inverse=True)
         order = (4 * index + places[own] // size % 2 @ torch.tensor([2, 1])).argsort()
-        quarters = pixels[own.to(pixels.device)][order.to(pixels.device)].unflatten(0, (-1, 2, 2))
+        chosen = own.to(pixels.device)
+        quarters = pixels[chosen][order.to(pixels.device)].unflatten(0, (-1, 2, 2))
         whole = quarters.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # (blocks, C, 2 P, 2 P)
         halves = F.interpolate(whole.float(), (width, width), mode="bicubic", antialias=True).to(pixels.dtype)
-        pixels = torch.cat([pixels[~own.to(pixels.device)], halves])
+        pixels = torch.cat([pixels[~chosen], halves])
         places = torch.cat([places[~own], 2 * size * blocks])
         sizes = torch.cat([sizes[~own], torch.full((len(blocks),), 2 * size)])
         size *= 2

@@ -45,6 +45,11 @@ class TrainingArguments(LlavaTrainingFields, transformers.TrainingArguments):
         return bool(getattr(self, "activation_checkpointing", False) or getattr(self, "gradient_checkpointing", False))
 
     @property
+    def batches_by_tokens(self) -> bool:
+        """Whether a batch is a number of tokens, not of samples."""
+        return self.pack or self.batch_tokens is not None
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """Dtype of the products: bfloat16 or float16 where asked for, else float32."""
         return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
@@ -244,7 +249,7 @@ def check_modes(model: ModelArguments, training: TrainingArguments) -> None:
         ValueError: the flags contradict each other, or what is trained would not be saved.
     """
     projector, lora, unfrozen = model.tune_mm_mlp_adapter, training.lora_enable, model.unfreeze_mm_vision_tower
-    by_tokens = training.pack or training.batch_tokens is not None
+    by_tokens = training.batches_by_tokens
     contradictions: tuple[tuple[bool, str], ...] = (
         (projector and lora, "--tune_mm_mlp_adapter trains the projector alone, --lora_enable the language model, too"),
         (projector and unfrozen, "--tune_mm_mlp_adapter saves the projector alone, not the tower that "

@@ -78,7 +78,7 @@ class LLaVATrainer(CheckpointedTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Builds the loader of training batches: of a number of samples, or of a number of tokens."""
         args = self.args
-        if args.batch_tokens is None and not args.pack:
+        if not args.batches_by_tokens:
             return super().get_train_dataloader()
         if self.train_dataset is None or self.lengths is None:
             raise ValueError("batch_tokens and pack need the training data set and the lengths of its samples")

@@ -59,7 +59,7 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
         check_evaluation(data["eval_dataset"])
     evaluator = QuestionEvaluation.of(args.data, training, tokenizer)
     lengths = None
-    if training.pack or training.batch_tokens is not None:
+    if training.batches_by_tokens:
         lengths = measure_lengths(
             data["train_dataset"],
             training.dataloader_num_workers,
@@ -126,8 +126,7 @@ def check_samples(samples: Any, training: Any) -> None:
             sample has an image.
     """
     batch = training.train_batch_size * training.world_size
-    by_tokens = training.pack or training.batch_tokens is not None
-    if training.dataloader_drop_last and not by_tokens and len(samples) < batch:
+    if training.dataloader_drop_last and not training.batches_by_tokens and len(samples) < batch:
         raise ValueError(
             f"--dataloader_drop_last leaves out all {len(samples)} samples, since a batch of all processes has {batch};"
             " leave it out, or lower --per_device_train_batch_size"

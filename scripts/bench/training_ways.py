@@ -106,7 +106,7 @@ def make_trainer(flags: Sequence[str], model: Any = None) -> LLaVATrainer:
     tokenizer, loaded, template = assemble(args)
     model = loaded if model is None else model
     data, lengths = make_data(args, tokenizer, model, template), None
-    if training.pack or training.batch_tokens is not None:
+    if training.batches_by_tokens:
         folder = Path(training.output_dir)
         lengths = measure_lengths(data["train_dataset"], 0, 0, 1, gather_objects, folder)
     return LLaVATrainer(model=model, tokenizer=tokenizer, args=training, lengths=lengths, **data)

@@ -59,7 +59,11 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 
 
 class CountedAPI(FastAPI):
-    """A FastAPI application whose replies are counted in its `state.metrics`."""
+    """A FastAPI application whose replies are counted in its `state.metrics`, and which redirects nobody."""
+
+    def __init__(self, **options: Any) -> None:
+        """Takes FastAPI's options. Behind a TLS proxy a redirect to the path without its slash would name http."""
+        super().__init__(redirect_slashes=False, **options)
 
     def build_middleware_stack(self) -> ASGIApp:
         """Adds the count outside of all middleware: Starlette's own answers errors that nothing else has handled."""
@@ -96,7 +100,6 @@ def openai_app(engine: ChatEngine, settings: APISettings, checked: bool = False)
         version=installed(PROJECT) or "unknown",  # a checkout that was not installed has no version
         summary="Chat about pictures in the OpenAI protocol.",
         responses=ERRORS,
-        redirect_slashes=False,  # behind a TLS proxy the redirect would name http
     )
     app.state.metrics = metrics
     chat = Chat(engine, settings, metrics)

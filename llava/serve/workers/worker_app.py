@@ -162,8 +162,7 @@ def create_app(worker: ModelWorker, keys: Sequence[str] = (), token: str | None 
         keys: API keys of clients.
         token: The token shared with the controller, accepted instead of a key on the routes that a controller calls.
     """
-    # OpenAI's routes include these paths.
-    app = CountedAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app = CountedAPI(docs_url=None, redoc_url=None, openapi_url=None)  # OpenAI's routes include these paths
     limits = worker.limits
     # These check the requests of all routes, OpenAI's included; the one added last runs first.
     app.add_middleware(BodyLimit, max_body=limits.max_body, timeout=limits.body_timeout)

@@ -58,8 +58,8 @@ def command(options: argparse.Namespace) -> None:
 def compare(answers: Answers, budget: int) -> str:
     """Formats each set's accuracy by CLIP, by score and by side; see `compare_ways`."""
     experiment = EXPERIMENTS["order"]
-    by_score, by_side = (next(way for way in experiment.ways if way.name == f"{order}, {budget}") for order in ORDERS)
-    return compare_ways(answers, [CLIP, by_score, by_side], experiment.sets, "side - score")
+    ways = [CLIP, *(way for way in experiment.ways if way.name in [f"{order}, {budget}" for order in ORDERS])]
+    return compare_ways(answers, ways, experiment.sets, "side - score")
 
 
 def compare_ways(answers: Answers, ways: Sequence[Variant], sets: Sequence[str], change: str) -> str:
