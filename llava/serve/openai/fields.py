@@ -1,7 +1,6 @@
 """Strict fields of requests, and the fields of QLIP that both protocols share."""
 
-from __future__ import annotations
-
+# Annotations are evaluated here: pydantic before 2.13 looks for `Nothing` in the module of each subclass.
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
