@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,19 +14,17 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "gradio", "pandas", "ray", "matplotlib", "scipy", "fastapi", "httpx", "uvicorn")
 
 HELP = """
-import argparse, asyncio, contextlib, dataclasses, importlib, io, json, os, pathlib, subprocess, sys, typing
-for name in sys.argv[1].split():
-    if os.fork():  # each program in a separate process, which holds a part of the standard library and nothing else
-        os.wait()
-        continue
+import contextlib, importlib, io, sys
+known = set()
+for name in sys.argv[1].split():  # all in one process: the first program that loads a library is named
     main = importlib.import_module(name).main
     for flags in (["--help"], ["--no-such-flag"]):
         silence = io.StringIO()
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
             main(flags)
-    heavy = [module for module in sys.argv[2].split() if module in sys.modules]
-    print(name, "loads", *heavy or ["nothing"], flush=True)
-    os._exit(0)
+    heavy = [module for module in sys.argv[2].split() if module in sys.modules and module not in known]
+    print(name, "loads", *heavy or ["nothing"])
+    known.update(heavy)
 """
 
 
@@ -39,37 +36,53 @@ def output(code: str, *arguments: str) -> list[str]:
     return run.stdout.splitlines()
 
 
-def loaded(imports: str, heavy: Sequence[str] = HEAVY) -> set[str]:
-    """Lists those of `heavy` that a new process holds after some imports."""
-    (found,) = output(f"import sys\n{imports}\nprint(*(name for name in {tuple(heavy)!r} if name in sys.modules))")
-    return set(found.split())
-
-
 def test_help_and_a_wrong_flag_load_nothing_heavy() -> None:
     programs = [*PROGRAMS, "qlip.cli"]
     assert output(HELP, " ".join(programs), " ".join(HEAVY)) == [f"{name} loads nothing" for name in programs]
 
 
 LIGHT = ("qlip", "llava", "llava.serve.engine", "llava.model", "llava.mm_utils", "llava.utils", "llava.conversation")
+SERVERS = (
+    *("llava.serve.controller", "llava.serve.register_worker", "llava.serve.test_message"),
+    *("llava.serve.workers.controller_app", "llava.serve.workers.protocol", "llava.serve.http.server"),
+)
+"""Those that need no model, and the modules that they import when they run."""
+PICTURES = ("llava.eval.run.inputs.pictures", "llava.model.vision.preparer")
+"""What the processes that prepare images import."""
+
+IMPORTS = """
+import importlib, sys
+known = set()
+for name in sys.argv[1].split():
+    importlib.import_module(name)
+    heavy = [module for module in sys.argv[2].split() if module in sys.modules and module not in known]
+    print(name, *heavy)
+    known.update(heavy)
+"""
+
+
+@pytest.fixture(scope="module")
+def loads() -> dict[str, set[str]]:
+    """Those of `HEAVY` that each module loads in a new process that has imported only modules of its row before it."""
+    rows = [[*LIGHT, *SERVERS], ["qlip.tools.show", *PICTURES]]
+    lines = [line for names in rows for line in output(IMPORTS, " ".join(names), " ".join(HEAVY))]
+    return {name: set(heavy) for name, *heavy in map(str.split, lines)}
 
 
 @pytest.mark.parametrize("package", LIGHT)
-def test_a_package_loads_nothing_heavy(package: str) -> None:
-    assert loaded(f"import {package}") == set()
+def test_a_package_loads_nothing_heavy(loads: dict[str, set[str]], package: str) -> None:
+    assert loads[package] == set()
 
 
-@pytest.mark.parametrize("module", ["controller", "register_worker", "test_message"])
-def test_a_server_without_a_model_loads_no_models_library(module: str) -> None:
-    """Nor do the modules that it imports when it runs."""
-    used = ("llava.serve.workers.controller_app", "llava.serve.workers.protocol", "llava.serve.http.server")
-    imports = f"import llava.serve.{module}, {', '.join(used)}"
-    assert loaded(imports, ("torch", "transformers", "gradio", "pandas")) == set()
+@pytest.mark.parametrize("module", SERVERS)
+def test_a_server_without_a_model_loads_no_models_library(loads: dict[str, set[str]], module: str) -> None:
+    assert not loads[module] & {"torch", "transformers", "gradio", "pandas"}
 
 
-def test_showing_a_quadtree_loads_torch_alone() -> None:
-    assert loaded("import qlip.tools.show") == {"torch"}
+def test_showing_a_quadtree_loads_torch_alone(loads: dict[str, set[str]]) -> None:
+    assert loads["qlip.tools.show"] == {"torch"}
 
 
-def test_a_process_that_prepares_images_loads_no_models_library() -> None:
-    unwanted = ("transformers", "gradio", "pandas", "scipy")
-    assert loaded("import llava.eval.run.inputs.pictures, llava.model.vision.preparer", unwanted) == set()
+@pytest.mark.parametrize("module", PICTURES)
+def test_a_process_that_prepares_images_loads_no_models_library(loads: dict[str, set[str]], module: str) -> None:
+    assert not loads[module] & {"transformers", "gradio", "pandas", "scipy"}
