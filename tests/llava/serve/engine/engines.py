@@ -12,7 +12,7 @@ from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.params import Sampling
 from tests.llava.serve.openai.serving import QUESTION, Gate
 
-GREEDY = Sampling(temperature=0, max_new_tokens=32)
+GREEDY = Sampling(temperature=0, max_new_tokens=12)  # enough for the first answer and its end
 FIRST_ANSWER = "a purple ring, a cyan triangle and a blue square"  # to QUESTION about the demo's first picture
 
 NewEngine = Callable[..., ChatEngine]

@@ -11,21 +11,40 @@ from PIL import Image
 
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.params import QLIPOptions, Sampling
+from llava.serve.engine.answer_stream import AnswerStream
+from llava.serve.engine.params import EngineLimits, QLIPOptions, Sampling
 from llava.utils import demo_model_path
 from tests.llava.serve.engine.engines import Hold, NewEngine, submit
+from tests.llava.serve.openai.serving import loaded
 
 REQUESTS: list[dict[str, Any]] = [
     {},
     {"question": "How many shapes are there?"},
     {"sampling": Sampling(temperature=0, max_new_tokens=3)},
     {"sampling": Sampling(temperature=0, stop=(" and", "triangle"))},
-    {"sampling": Sampling(temperature=1.2, top_p=0.9, seed=5, max_new_tokens=32)},
-    {"sampling": Sampling(temperature=1.2, seed=6, max_new_tokens=20)},
+    {"sampling": Sampling(temperature=1.2, top_p=0.9, seed=5, max_new_tokens=16)},
+    {"sampling": Sampling(temperature=1.2, seed=6, max_new_tokens=10)},
     {"qlip": QLIPOptions(enabled=False)},
     {"qlip": QLIPOptions(max_tokens=70)},
     {"qlip": QLIPOptions(alpha=0.3, image_size=112)},
 ]
+
+
+Told = tuple[str, str | None, int]
+
+
+def tell(answers: list[AnswerStream]) -> list[Told]:
+    """The texts, why they ended, and their numbers of tokens."""
+    return [("".join(answer), answer.finish_reason, answer.usage.generated_tokens) for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def alone(pictures: list[Image.Image]) -> list[Told]:
+    """What transformers' `generate` answers to each request."""
+    engine = ChatEngine(*loaded(), limits=EngineLimits(max_batch=1), joins=False)
+    told = tell([submit(engine, picture, **request) for picture, request in zip(cycle(pictures), REQUESTS)])
+    engine.close()
+    return told
 
 
 @pytest.mark.parametrize(
@@ -38,21 +57,20 @@ REQUESTS: list[dict[str, Any]] = [
     ids=["to its end", "joining together", "joining one by one"],
 )
 def test_each_answer_of_a_batch_equals_the_answer_alone(
-    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], limits: dict[str, int], groups: list[int]
+    new_engine: NewEngine,
+    hold: Hold,
+    pictures: list[Image.Image],
+    alone: list[Told],
+    limits: dict[str, int],
+    groups: list[int],
 ) -> None:
-    """Alone, transformers' `generate` says what the answer is."""
-    requests = list(zip(cycle(pictures), REQUESTS))
-    engine = new_engine(joins=False, max_batch=1)
-    alone = [submit(engine, picture, **request) for picture, request in requests]
-    expected = [("".join(answer), answer.finish_reason, answer.usage.generated_tokens) for answer in alone]
-    engine = new_engine(max_batch=1 + len(requests), max_batch_tokens=100_000, **limits)
+    engine = new_engine(max_batch=1 + len(REQUESTS), max_batch_tokens=100_000, **limits)
     gate, first = hold(engine)
-    together = [submit(engine, picture, **request) for picture, request in requests]
+    together = [submit(engine, picture, **request) for picture, request in zip(cycle(pictures), REQUESTS)]
     gate.opened.set()
-    found = [("".join(answer), answer.finish_reason, answer.usage.generated_tokens) for answer in together]
-    assert found == expected
+    assert tell(together) == alone
     assert gate.batches == groups
-    assert "".join(first) == expected[0][0]
+    assert "".join(first) == alone[0][0]
 
 
 def test_one_model_serves_both_clips_grid_and_the_quadtree(new_engine: NewEngine, pictures: list[Image.Image]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,10 +27,10 @@ TRAINED = 128  # positions
 LONG = "Is there a ring? " * 40 + QUESTION  # takes more; QUESTION does not
 
 
-@pytest.fixture(params=CHANGING_ROTATIONS)
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ChatEngine]:
+@pytest.fixture(scope="module", params=CHANGING_ROTATIONS)
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatEngine]:
     """The embedded model with other frequencies, longer than it was trained for."""
-    folder = tmp_path / "llava-demo"
+    folder = tmp_path_factory.mktemp("model") / "llava-demo"
     shutil.copytree(demo_model_path(), folder)
     config = json.loads((folder / "config.json").read_text())
     half = config["hidden_size"] // config["num_attention_heads"] // 2
@@ -58,11 +57,12 @@ def read(answer: AnswerStream) -> tuple[str, list[float]]:
 def test_answers_beside_others_are_those_alone(engine: ChatEngine, hold: Hold, pictures: list[Image.Image]) -> None:
     assert rotates_by_length(engine.model)
     questions = (QUESTION, LONG, QUESTION)
-    alone = [read(submit(engine, pictures[0], question)) for question in questions]
+    alone = {question: read(submit(engine, pictures[0], question)) for question in (QUESTION, LONG)}
     gate, _ = hold(engine)  # those queued after it are answered together, where they may be
     answers = [submit(engine, pictures[0], question) for question in questions]
     gate.opened.set()
-    for answer, (text, logprobs) in zip(answers, alone, strict=True):
+    for answer, question in zip(answers, questions, strict=True):
+        text, logprobs = alone[question]
         again, beside = read(answer)
         assert again == text
         torch.testing.assert_close(beside, logprobs, atol=1e-4, rtol=0)

@@ -24,7 +24,11 @@ from tests.llava.serve.openai.serving import CHAT, DEADLINE, QUESTION, Gate, api
 
 ROWS = 3
 CULPRIT = 1
-SAMPLINGS = [Sampling(1.2, seed=1, max_new_tokens=24), Sampling(0.9, seed=2), Sampling(0, max_new_tokens=32)]
+SAMPLINGS = [
+    Sampling(1.2, seed=1, max_new_tokens=10),
+    Sampling(0.9, seed=2, max_new_tokens=10),
+    Sampling(0, max_new_tokens=12),
+]
 
 
 @pytest.fixture
@@ -61,6 +65,15 @@ def outcome(answer: AnswerStream) -> str | type[Exception]:
         return "".join(answer)
     except GenerationError as error:
         return type(error.__cause__)
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[Any]:
+    """What each request gets alone."""
+    engine = ChatEngine(*loaded())
+    answers = [outcome(ask(engine, each)) for each in SAMPLINGS]
+    engine.close()
+    return answers
 
 
 def together(engine: ChatEngine, spoil: Callable[[list[AnswerStream]], None]) -> tuple[list[Any], list[int]]:
@@ -122,15 +135,17 @@ def spoil_cancelling(row: Row) -> None:
 @pytest.mark.parametrize(
     "spoil", [spoil_take, spoil_emit, spoil_detokenizer, spoil_stop_filter, spoil_end, spoil_cancelling]
 )
-def test_a_row_that_cannot_take_its_token_fails_alone(engine: ChatEngine, spoil: Callable[[Row], None]) -> None:
-    alone = [outcome(ask(engine, each)) for each in SAMPLINGS]
+def test_a_row_that_cannot_take_its_token_fails_alone(
+    engine: ChatEngine, alone: list[Any], spoil: Callable[[Row], None]
+) -> None:
     found, batches = together(engine, lambda answers: spoil(answers[CULPRIT].row))
     assert found == [alone[0], Spoilt, alone[2]]
     assert batches == [1, ROWS]
 
 
-def test_a_row_that_cannot_be_sampled_fails_alone(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = [outcome(ask(engine, each)) for each in SAMPLINGS]
+def test_a_row_that_cannot_be_sampled_fails_alone(
+    engine: ChatEngine, alone: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sample = sampling.sample
 
     def fail_for_one(logits: torch.Tensor, temperature: torch.Tensor, *others: Any) -> torch.Tensor:
@@ -142,13 +157,13 @@ def test_a_row_that_cannot_be_sampled_fails_alone(engine: ChatEngine, monkeypatc
     assert batches == [1, ROWS]
 
 
-@pytest.mark.parametrize("first_step", [1, 3])
-@pytest.mark.parametrize("culprit", [1, 2], ids=["sampled", "greedy"])
+@pytest.mark.parametrize(
+    ("first_step", "culprit"), [(1, 1), (3, 1), (3, 2)], ids=["sampled, first", "sampled", "greedy"]
+)
 def test_logits_that_are_no_numbers_fail_their_own_row(
-    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, first_step: int, culprit: int
+    engine: ChatEngine, alone: list[Any], monkeypatch: pytest.MonkeyPatch, first_step: int, culprit: int
 ) -> None:
     """The model's head gives NaN for one row from some step of the batch."""
-    alone = [outcome(ask(engine, each)) for each in SAMPLINGS]
     steps = 0
 
     def spoil(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
@@ -168,9 +183,10 @@ def test_logits_that_are_no_numbers_fail_their_own_row(
     assert batches == [1, ROWS]
 
 
-def test_a_picture_of_no_numbers_fails_its_own_request(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_of_no_numbers_fails_its_own_request(
+    engine: ChatEngine, alone: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """NaN in the features of one picture passes through the language model together with the others' rows."""
-    alone = [outcome(ask(engine, each)) for each in SAMPLINGS]
     encode = engine.vision.encode
 
     def spoil(answers: list[AnswerStream]) -> None:
@@ -194,9 +210,8 @@ def test_a_picture_of_no_numbers_fails_its_own_request(engine: ChatEngine, monke
 
 @pytest.mark.parametrize("part", ["images", "prompts"])
 def test_requests_that_fail_before_their_answers_begin_are_tried_one_by_one(
-    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, part: str
+    engine: ChatEngine, alone: list[Any], monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    alone = [outcome(ask(engine, each)) for each in SAMPLINGS]
     culprits: list[Any] = []
     groups: list[int] = []
     encode, place = engine.vision.encode, continuous.place_prompt
@@ -225,7 +240,7 @@ def test_requests_that_fail_before_their_answers_begin_are_tried_one_by_one(
 
 
 def test_a_request_that_ended_before_the_others_failed_is_not_tried_again(
-    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
+    engine: ChatEngine, alone: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode, groups = engine.vision.encode, list[int]()
 
@@ -240,9 +255,8 @@ def test_a_request_that_ended_before_the_others_failed_is_not_tried_again(
 
         monkeypatch.setattr(engine.vision, "encode", fail_together)
 
-    alone = outcome(ask(engine, SAMPLINGS[2]))
     found, batches = together(engine, spoil)
-    assert (found[0], found[2]) == ("", alone)
+    assert (found[0], found[2]) == ("", alone[2])
     assert batches == [1, ROWS]
     assert groups == [1, ROWS, 1, 1]
 

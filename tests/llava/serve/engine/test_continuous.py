@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from llava.serve.engine import continuous
+from llava.serve.engine import ChatEngine, continuous
 from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.errors import GenerationError
 from llava.serve.engine.params import Sampling
@@ -20,10 +21,19 @@ from tests.llava.serve.openai.serving import becomes_idle, loaded
 
 SAMPLINGS = [
     GREEDY,
-    Sampling(1.2, seed=1, max_new_tokens=24, repetition_penalty=1.2),
-    Sampling(0.9, seed=2, max_new_tokens=24, logprobs=2),
-    Sampling(0, max_new_tokens=24, repetition_penalty=1.5),
+    Sampling(1.2, seed=1, max_new_tokens=12, repetition_penalty=1.2),
+    Sampling(0.9, seed=2, max_new_tokens=12, logprobs=2),
+    Sampling(0, max_new_tokens=12, repetition_penalty=1.5),
 ]
+
+
+@pytest.fixture(scope="module")
+def expected(pictures: list[Image.Image]) -> list[tuple[str, str | None, list[float]]]:
+    """What transformers' `generate` answers to questions about all pictures, twice, with one sampling after another."""
+    engine = ChatEngine(*loaded(), joins=False)
+    told = tell([submit(engine, picture, sampling=each) for picture, each in zip(pictures * 2, cycle(SAMPLINGS))])
+    engine.close()
+    return told
 
 
 def tell(answers: list[AnswerStream]) -> list[tuple[str, str | None, list[float]]]:
@@ -67,7 +77,7 @@ def test_work_between_two_tokens_of_a_running_answer_is_bounded(
     engine = new_engine(max_join_tokens=most)
     gate, first = hold(engine)
     noted = passes(engine)
-    others = [submit(engine, picture) for picture in pictures * 2]
+    others = [submit(engine, picture) for picture in pictures]
     gate.opened.set()
     list(first)
     assert all("".join(answer) for answer in others)
@@ -80,10 +90,13 @@ def test_work_between_two_tokens_of_a_running_answer_is_bounded(
 
 @pytest.mark.parametrize("where", ["tokens", "prompts", "both"])
 def test_out_of_memory_delays_some_requests_and_all_get_their_answers(
-    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: NotePasses, where: str
+    new_engine: NewEngine,
+    hold: Hold,
+    pictures: list[Image.Image],
+    passes: NotePasses,
+    expected: list[tuple[str, str | None, list[float]]],
+    where: str,
 ) -> None:
-    requests = list(zip(pictures * 2, SAMPLINGS * 2, strict=False))
-    expected = tell([submit(new_engine(joins=False), picture, sampling=each) for picture, each in requests])
     engine = new_engine()
     steps = 0
 
@@ -97,7 +110,7 @@ def test_out_of_memory_delays_some_requests_and_all_get_their_answers(
 
     gate, first = hold(engine)
     noted = passes(engine, run_out)
-    answers = [submit(engine, picture, sampling=each) for picture, each in requests]
+    answers = [submit(engine, picture, sampling=each) for picture, each in zip(pictures * 2, cycle(SAMPLINGS))]
     gate.opened.set()
     assert tell(answers) == expected
     assert all(answer.usage.prefill_seconds > 0 for answer in answers)  # until the first token, not a later start

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlavaForConditionalGeneration
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
@@ -22,13 +25,20 @@ LONGS = [LONG, LONG[: LONG.index(30) + 1], [1, 20, 33]]
 IMAGES = [2, 1, 0]
 
 
+@cache
+def load(kind: str) -> tuple[LlavaForConditionalGeneration, Any]:
+    """transformers' Llava, and this package's model with its weights."""
+    oracle = make_oracle(kind)
+    with TemporaryDirectory() as folder:
+        return oracle, load_pretrained_model(write_checkpoint(Path(folder), kind, oracle), device="cpu")[1]
+
+
 @pytest.mark.parametrize("most_tokens", [10_000, 100, 7])
 @pytest.mark.parametrize("kind", ["mistral", "mistral, window", "qwen2, window", "llama 3", "mpt"])
 @torch.inference_mode()
-def test_logits_equal_transformers_llavas_whatever_the_pieces(tmp_path: Path, kind: str, most_tokens: int) -> None:
+def test_logits_equal_transformers_llavas_whatever_the_pieces(kind: str, most_tokens: int) -> None:
     """Its windows are shorter than the prompts; each row then continues by the same tokens."""
-    oracle = make_oracle(kind)
-    model = load_pretrained_model(write_checkpoint(tmp_path, kind, oracle), device="cpu")[1]
+    oracle, model = load(kind)
     images = model.encode_tokens(PIXELS)
     placed = [place_prompt(model, torch.tensor(p), images[:n]) for p, n in zip(PROMPTS, IMAGES, strict=True)]
     cache = SlotCache(model.config.num_hidden_layers, [0, 0, 0])
@@ -46,10 +56,9 @@ def test_logits_equal_transformers_llavas_whatever_the_pieces(tmp_path: Path, ki
 @pytest.mark.parametrize("known", [2, 3, 5, len(PROMPT)])
 @pytest.mark.parametrize("kind", ["mistral, window", "qwen2, window", "mpt"])
 @torch.inference_mode()
-def test_a_prompt_continues_keys_and_values_of_another_row(tmp_path: Path, kind: str, known: int) -> None:
+def test_a_prompt_continues_keys_and_values_of_another_row(kind: str, known: int) -> None:
     """The known elements end before an image, after one, in the text and at the end."""
-    oracle = make_oracle(kind)
-    model = load_pretrained_model(write_checkpoint(tmp_path, kind, oracle), device="cpu")[1]
+    oracle, model = load(kind)
     images = model.encode_tokens(PIXELS)
     ids = torch.tensor(PROMPT + NEXT)
     first = SlotCache(model.config.num_hidden_layers, [0, 0])

@@ -20,7 +20,7 @@ from tests.llava.serve.engine.engines import GREEDY, NewEngine, NotePasses
 from tests.llava.serve.openai.serving import CHAT, api, becomes_idle, body, user
 
 ASKED = ("What is in the picture?", "How many shapes are there?", "Is there a red ring?", "What else?")
-SEEDED = Sampling(1.3, seed=4, max_new_tokens=24)
+SEEDED = Sampling(1.3, seed=4, max_new_tokens=10)
 
 
 def ask(engine: ChatEngine, turns: list[Turn], sampling: Sampling = GREEDY, **options: Any) -> AnswerStream:
@@ -60,10 +60,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 @pytest.mark.parametrize(
     ("kind", "count", "sampling"),
     [
-        ("the same", 1, SEEDED),
         ("the same", 2, GREEDY),
-        ("changed", 1, GREEDY),
-        ("changed", 2, SEEDED),
+        ("changed", 1, SEEDED),
         ("question", 1, GREEDY),
         ("question, changed", 2, SEEDED),
     ],
@@ -96,9 +94,8 @@ def test_a_second_question_encodes_nothing_and_runs_what_is_new(
     assert usage.prompt_tokens - usage.cached_tokens <= question + 3  # the separator, and what is tokenized otherwise
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 def test_an_edited_history_and_another_picture_are_not_taken_for_the_same(
-    new_engine: NewEngine, pictures: list[Image.Image], sampling: Sampling
+    new_engine: NewEngine, pictures: list[Image.Image]
 ) -> None:
     def history(picture: Image.Image, said: str) -> list[Turn]:
         return [Turn("user", ASKED[0], (picture,)), Turn("assistant", said), Turn("user", ASKED[1])]
@@ -113,7 +110,7 @@ def test_an_edited_history_and_another_picture_are_not_taken_for_the_same(
     ]
     asked += asked[:1]
     engines = [new_engine(), new_engine(max_prefix_mib=0)]
-    found, expected = ([ask(engine, history(*each), sampling) for each in asked] for engine in engines)
+    found, expected = ([ask(engine, history(*each), SEEDED) for each in asked] for engine in engines)
     assert texts(found) == texts(expected)
     seen = [answer.usage.cached_tokens >= answer.usage.visual_tokens for answer in found]
     assert seen == [False, True, False, False, True]

@@ -114,7 +114,7 @@ SETTINGS = st.builds(
 NUMBERS = st.sampled_from([0.0, 1e-40, -3.4e38, 3.4e38, math.inf, -math.inf, math.nan]) | st.floats(-20, 20, width=32)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(SETTINGS, st.lists(NUMBERS, min_size=5, max_size=5)), min_size=1, max_size=4), st.data())
 def test_no_setting_and_no_logits_raise(rows: list[tuple[Sampling, list[float]]], data: st.DataObject) -> None:
     scores = torch.tensor([logits for _, logits in rows])

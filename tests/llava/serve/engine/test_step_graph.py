@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from itertools import product
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from llava.model.builder import load_pretrained_model
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import step_graph
 from llava.serve.engine.running import RunningRows
 from llava.serve.engine.step_graph import PATIENCE, StepGraph, can_capture
@@ -42,31 +44,46 @@ class Captures:
         return replay
 
 
-def load(folder: Path, kind: str = "llama 3") -> Any:
-    return load_pretrained_model(write_checkpoint(folder, kind, make_oracle(kind)), device="cpu")[1]
+def load_new(kind: str = "llama 3") -> Any:
+    """A model of its own: a model whose steps could not be captured is not tried again."""
+    with TemporaryDirectory() as folder:
+        return load_pretrained_model(write_checkpoint(Path(folder), kind, make_oracle(kind)), device="cpu")[1]
+
+
+load = cache(load_new)
+
+
+@cache
+def run_plain(kind: str = "llama 3", weighted: bool = False) -> tuple[list[ImageTokens], list[Tensor], list[int]]:
+    """The images, the logits of every step that is run kernel by kernel, and the lengths of the rows at the end."""
+    model = load(kind)
+    images = weigh(model.encode_tokens(PIXELS)) if weighted else model.encode_tokens(PIXELS)
+    plain = RunningRows(model)
+    return images, run_rows(plain, images, PROMPTS), plain.cache.lengths
 
 
 @pytest.mark.parametrize(
-    ("kind", "weighted"), [*product(["mistral, window", "qwen2, window", "llama 3"], [False, True]), ("mpt", False)]
+    ("kind", "weighted"),
+    [("mistral, window", False), ("qwen2, window", True), ("llama 3", False), ("llama 3", True), ("mpt", False)],
 )
-def test_logits_are_those_of_steps_run_kernel_by_kernel(tmp_path, kind, weighted):
-    model = load(tmp_path, kind)
-    images = weigh(model.encode_tokens(PIXELS)) if weighted else model.encode_tokens(PIXELS)
-    captured, plain, captures = RunningRows(model), RunningRows(model), Captures()
+def test_logits_are_those_of_steps_run_kernel_by_kernel(kind, weighted):
+    images, expected, lengths = run_plain(kind, weighted)
+    model, captures = load(kind), Captures()
+    captured = RunningRows(model)
     captured._graph = StepGraph(model, captures)
-    found, expected = (run_rows(running, images, PROMPTS) for running in (captured, plain))
+    found = run_rows(captured, images, PROMPTS)
     assert len(found) == len(expected) == 137
     for number, (own, other) in enumerate(zip(found, expected, strict=True)):
         torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5, msg=lambda text, at=number: f"step {at}: {text}")
     assert captures.count == 4  # for two rows, for three, for longer slots, and after all had gone
     assert captures.replays == 137 - captures.count * PATIENCE
-    assert captured.cache.lengths == plain.cache.lengths
+    assert captured.cache.lengths == lengths
 
 
 @torch.inference_mode()
-def test_a_long_row_that_leaves_takes_its_weights_along(tmp_path):
+def test_a_long_row_that_leaves_takes_its_weights_along():
     """The slots shrink below the number of keys that its weights were for."""
-    model = load(tmp_path)
+    model = load()
     images = weigh(model.encode_tokens(PIXELS))
     found: list[list[Tensor]] = []
     for graph in (StepGraph(model, Captures()), None):
@@ -84,18 +101,19 @@ def test_a_long_row_that_leaves_takes_its_weights_along(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, AssertionError])
-def test_what_cannot_be_captured_is_run_kernel_by_kernel(tmp_path, caplog, error):
+def test_what_cannot_be_captured_is_run_kernel_by_kernel(caplog, error):
     """Also in the batches that follow, without another try."""
-    model, tries = load(tmp_path), []
+    images, expected, _ = run_plain()
+    model, tries = load_new(), []
 
     def fail(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
         tries.append(device)
         raise error("not permitted when stream is capturing")
 
-    captured, plain = RunningRows(model), RunningRows(model)
+    captured = RunningRows(model)
     captured._graph = StepGraph(model, fail)
     with caplog.at_level(logging.WARNING):
-        found, expected = (run_rows(running, model.encode_tokens(PIXELS), PROMPTS) for running in (captured, plain))
+        found = run_rows(captured, images, PROMPTS)
     assert all(torch.equal(own, other) for own, other in zip(found, expected, strict=True))
     assert [record.message for record in caplog.records] == [
         "steps run kernel by kernel, since no CUDA graph could be captured: not permitted when stream is capturing"
@@ -103,9 +121,10 @@ def test_what_cannot_be_captured_is_run_kernel_by_kernel(tmp_path, caplog, error
     assert tries == [torch.device("cpu")]
 
 
-def test_where_no_memory_is_left_the_next_slots_are_tried_again(tmp_path, caplog):
+def test_where_no_memory_is_left_the_next_slots_are_tried_again(caplog):
     """Twice, the second time without what the allocator has kept."""
-    model, captures, tries = load(tmp_path), Captures(), []
+    images, expected, _ = run_plain()
+    model, captures, tries = load_new(), Captures(), []
 
     def capture(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
         tries.append(len(tries))
@@ -113,9 +132,9 @@ def test_where_no_memory_is_left_the_next_slots_are_tried_again(tmp_path, caplog
             raise torch.OutOfMemoryError("CUDA out of memory")
         return captures(work, device)
 
-    captured, plain = RunningRows(model), RunningRows(model)
+    captured = RunningRows(model)
     captured._graph = StepGraph(model, capture)
-    found, expected = (run_rows(running, model.encode_tokens(PIXELS), PROMPTS) for running in (captured, plain))
+    found = run_rows(captured, images, PROMPTS)
     for own, other in zip(found, expected, strict=True):
         torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
     assert (len(tries), captures.count) == (5, 3)  # the first slots have no graph
