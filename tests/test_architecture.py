@@ -6,6 +6,7 @@ Read from the source by AST, so an import inside a function counts as much as on
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.conftest import LONGEST
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("qlip", "llava", "playground", "scripts")
+parse = cache(ast.parse)  # each file once
 
 # The layers, lowest first. A module may import modules of lower layers only; in llava, playground and scripts also
 # modules of its own layer. "name.*" means every module in a package; a module is in the first layer that matches it.
@@ -139,7 +141,7 @@ def modules() -> dict[str, Path]:
 def imports(module: str, source: str, known: set[str], is_package: bool = False) -> set[str]:
     """Lists the dotted names that `source` imports; `from package import module` counts as the module if it is one."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -218,7 +220,7 @@ def long_functions(tree: ast.Module, most: int = 60) -> list[str]:
 
 def test_files_and_functions_are_short_and_files_say_what_they_hold():
     texts = {module: file.read_text(encoding="utf-8") for module, file in modules().items()}
-    trees = {module: ast.parse(text) for module, text in texts.items()}
+    trees = {module: parse(text) for module, text in texts.items()}
     assert [module for module, text in texts.items() if len(text.splitlines()) > 300] == []
     assert [module for module, tree in trees.items() if not ast.get_docstring(tree)] == []
     assert [f"{module}.{name}" for module, tree in trees.items() for name in long_functions(tree)] == []
@@ -294,7 +296,5 @@ def test_an_import_that_points_down_passes(module, source):
 
 
 def test_a_relative_import_in_a_package_file_starts_from_the_package():
-    assert imports("qlip", "from . import encoder\nfrom .config import QLIPConfig", KNOWN, is_package=True) == {
-        "qlip.encoder",
-        "qlip.config",
-    }
+    found = imports("qlip", "from . import encoder\nfrom .config import QLIPConfig", KNOWN, is_package=True)
+    assert found == {"qlip.encoder", "qlip.config"}

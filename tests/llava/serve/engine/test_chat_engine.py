@@ -14,7 +14,9 @@ from llava.conversation import conv_templates
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import GenerationError
 from llava.serve.engine.params import Sampling
+from tests.llava.serve.engine.engines import NewEngine
 from tests.llava.serve.fakes import EOS, BytesTokenizer, QuadtreeTower, ScriptedModel, SquareProcessor, Tower
+from tests.llava.serve.openai.serving import QUESTION
 
 PICTURE = Image.new("RGB", (8, 6))
 
@@ -185,3 +187,21 @@ def test_a_question_that_is_no_text_and_settings_of_another_type_are_named() -> 
         chat.ask(5, [PICTURE])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"sampling is a dict; it must be Sampling\(temperature"):
         chat.ask("Hi", [PICTURE], {"temperature": 0})  # type: ignore[arg-type]
+
+
+def test_an_empty_question_is_refused(new_engine: NewEngine) -> None:
+    engine = new_engine()
+    for ask_it in (engine.ask, engine.explain):
+        with pytest.raises(ValueError, match="the question is empty"):
+            ask_it(" \n", [PICTURE])
+
+
+def test_half_a_character_is_refused_before_the_tokenizer_gets_it(new_engine: NewEngine) -> None:
+    engine, words = new_engine(), r"contains a lone surrogate, '\\ud800'"
+    with pytest.raises(ValueError, match=f"the question {words}"):
+        engine.ask("a \ud800 b", [])
+    with pytest.raises(ValueError, match=f"the prompt {words}"):
+        engine.submit("a \ud800 b", [], Sampling())
+    with pytest.raises(ValueError, match=words):
+        engine.explain(QUESTION, [PICTURE], "a \ud800 b")
+    assert engine.waiting == 0

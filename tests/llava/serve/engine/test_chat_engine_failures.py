@@ -24,11 +24,7 @@ from tests.llava.serve.openai.serving import CHAT, DEADLINE, QUESTION, Gate, api
 
 ROWS = 3
 CULPRIT = 1
-SAMPLINGS = [
-    Sampling(1.2, seed=1, max_new_tokens=10),
-    Sampling(0.9, seed=2, max_new_tokens=10),
-    Sampling(0, max_new_tokens=12),
-]
+SAMPLINGS = [Sampling(1.2, seed=1, max_new_tokens=10), Sampling(0.9, seed=2), Sampling(0, max_new_tokens=12)]
 
 
 @pytest.fixture
@@ -40,23 +36,6 @@ def engine() -> Iterator[ChatEngine]:
 
 def ask(engine: ChatEngine, settings: Sampling) -> AnswerStream:
     return engine.submit(engine.question(QUESTION, 1), [picture()], settings)
-
-
-def test_an_empty_question_is_refused(engine: ChatEngine) -> None:
-    for ask_it in (engine.ask, engine.explain):
-        with pytest.raises(ValueError, match="the question is empty"):
-            ask_it(" \n", [picture()])
-
-
-def test_half_a_character_is_refused_before_the_tokenizer_gets_it(engine: ChatEngine) -> None:
-    words = r"contains a lone surrogate, '\\ud800'"
-    with pytest.raises(ValueError, match=f"the question {words}"):
-        engine.ask("a \ud800 b", [])
-    with pytest.raises(ValueError, match=f"the prompt {words}"):
-        engine.submit("a \ud800 b", [], Sampling())
-    with pytest.raises(ValueError, match=words):
-        engine.explain(QUESTION, [picture()], "a \ud800 b")
-    assert engine.waiting == 0
 
 
 def outcome(answer: AnswerStream) -> str | type[Exception]:
@@ -132,9 +111,10 @@ def spoil_cancelling(row: Row) -> None:
     row.cancelled.set()
 
 
-@pytest.mark.parametrize(
-    "spoil", [spoil_take, spoil_emit, spoil_detokenizer, spoil_stop_filter, spoil_end, spoil_cancelling]
-)
+SPOILS = [spoil_take, spoil_emit, spoil_detokenizer, spoil_stop_filter, spoil_end, spoil_cancelling]
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
 def test_a_row_that_cannot_take_its_token_fails_alone(
     engine: ChatEngine, alone: list[Any], spoil: Callable[[Row], None]
 ) -> None:

@@ -62,7 +62,7 @@ def test_a_greedy_answer_is_the_engines_own(engine: ChatEngine, client: OpenAI, 
     assert completion.model == MODEL
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("question", QUESTIONS[:2])
 def test_a_streamed_answer_is_the_whole_one_in_pieces(client: OpenAI, question: str) -> None:
     chunks = list(ask(client, user(question), stream=True))
     whole = ask(client, user(question))
@@ -139,11 +139,12 @@ def test_text_alone_needs_no_picture(client: OpenAI) -> None:
     assert completion.usage.qlip["images"] == []
 
 
-@pytest.mark.parametrize("detail", [None, "auto", "low", "high", "original", "finest", ""])
-def test_the_forms_of_a_picture_are_the_same(client: OpenAI, detail: str | None) -> None:
-    url = data_url() if detail is None else {"url": data_url(), "detail": detail}
-    message = {"role": "user", "content": [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": url}]}
-    assert text(ask(client, message)) == text(ask(client))
+def test_the_forms_of_a_picture_are_the_same(client: OpenAI) -> None:
+    expected = text(ask(client, max_tokens=6))
+    details = ("auto", "low", "high", "original", "finest", "")
+    for url in (data_url(), *({"url": data_url(), "detail": detail} for detail in details)):
+        parts = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": url}]
+        assert text(ask(client, {"role": "user", "content": parts}, max_tokens=6)) == expected, url
 
 
 # How it is chosen, and where it ends
@@ -153,7 +154,7 @@ def test_answers_asked_for_together_are_as_they_are_alone(
     engine: ChatEngine, client: OpenAI, many: Callable[..., list[ChatCompletion]]
 ) -> None:
     urls = [data_url(path.read_bytes()) for path in demo_picture_paths()]
-    requests = [body(user(question, url)) for question in QUESTIONS for url in urls]
+    requests = [body(user(question, url)) for question, url in zip(QUESTIONS * 2, urls, strict=False)]
     requests += [body(temperature=1.0, seed=7, max_tokens=5), body(extra_body={"qlip": {"enabled": False}})]
     alone = [client.chat.completions.create(**request) for request in requests]
     with Gate(engine, opens_at=len(requests)) as gate:
@@ -170,13 +171,15 @@ def test_a_seed_repeats_a_sampled_answer(client: OpenAI) -> None:
     assert len(set(answers)) == 3
 
 
-@pytest.mark.parametrize("top_p", [0, 1e-6])
-def test_a_top_p_of_nothing_is_greedy(client: OpenAI, top_p: float) -> None:
-    assert text(ask(client, temperature=2, top_p=top_p)) == text(ask(client))
+def test_a_top_p_of_nothing_is_greedy(client: OpenAI) -> None:
+    greedy = text(ask(client))
+    for top_p in (0, 1e-6):
+        assert text(ask(client, temperature=2, top_p=top_p)) == greedy
 
 
-@pytest.mark.parametrize("stop", [" and", [" and"], ["nowhere", " and", "square"]])
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("stop", "stream"), [(" and", False), ([" and"], False), (["nowhere", " and", "square"], True)]
+)
 def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(client: OpenAI, stop: Any, stream: bool) -> None:
     whole = text(ask(client))
     assert " and" in whole
@@ -218,7 +221,7 @@ def test_without_a_length_the_context_decides() -> None:
 )
 def test_the_usage_counts_what_the_model_sees(engine: ChatEngine, client: OpenAI, options: dict[str, Any]) -> None:
     view = engine.vision.prepare(picture(), engine.vision.settings(QLIPOptions(**options)))
-    usage = ask(client, extra_body={"qlip": options}).usage
+    usage = ask(client, extra_body={"qlip": options}, max_tokens=2).usage
     prompt = tokenizer_image_token(engine.question(QUESTION, 1).get_prompt(), engine.tokenizer)
     assert usage.prompt_tokens_details.image_tokens == view.tokens
     assert usage.qlip["uniform_tokens"] == view.uniform_tokens

@@ -81,7 +81,7 @@ def lead_to_the_model(asked: Any) -> None:
 
 
 @document.parametrize()
-@settings(max_examples=25, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_generated_requests_get_described_replies(case: Case, client: httpx.Client) -> None:
     lead_to_the_model(case.body)
     case.call_and_validate(base_url=str(client.base_url), checks=CHECKS, timeout=DEADLINE)

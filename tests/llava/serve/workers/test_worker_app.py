@@ -87,7 +87,7 @@ def test_the_last_chunk_tells_what_the_answer_cost_and_qlip_options_change_it(en
 
 
 def test_what_the_context_does_not_hold_shortens_the_answer(engine: ChatEngine, url: str) -> None:
-    text = engine.question("a " * 1800, 0).get_prompt()
+    text = engine.question("a " * 1900, 0).get_prompt()
     room = engine.context_len - engine.submit(text, [], Sampling(max_new_tokens=1)).usage.text_tokens
     (*_, last) = upstream.raw_chunks(url, request(engine, prompt=text, images=[], max_new_tokens=1024))
     assert last["error_code"] == 0
