@@ -1,8 +1,8 @@
 """Runs commands without the imports of a new interpreter for each.
 
 `start` writes an executable that replaces `python` in a shell script. It sends its arguments to this process, which
-calls the `main` of the module or script that they name, and returns output and exit code; code after `-c` runs in a new
-interpreter. `fork_main` runs a `main` in a separate process.
+calls the `main` of the module or script that they name, and returns output and exit code; `-u` changes nothing, and code after
+`-c` runs in a new interpreter. `fork_main` runs a `main` in a separate process.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if sys.argv[1] == "-c":
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as link:
     link.connect({address!r})
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    request = {{"arguments": sys.argv[1:], "folder": os.getcwd(), "gpus": gpus}}
+    arguments = sys.argv[2:] if sys.argv[1] == "-u" else sys.argv[1:]
+    request = {{"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}}
     link.sendall(json.dumps(request).encode() + b"\\n")
     done = json.loads(link.makefile().readline())
 sys.stdout.write(done["out"])
@@ -57,15 +57,15 @@ def run(arguments: list[str]) -> dict[str, str | int]:
     return {"out": out.getvalue(), "err": err.getvalue(), "code": code}
 
 
-def run_in_process(arguments: list[str], folder: str, gpus: str) -> dict[str, str | int]:
-    """`run` in a separate process, in the client's folder."""
+def run_in_process(arguments: list[str], folder: str, environment: dict[str, str]) -> dict[str, str | int]:
+    """`run` in a separate process, in the client's folder and with its environment."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
 
     def work() -> None:
         os.chdir(folder)
         sender.send(run(arguments))
 
-    process = fork(work, CUDA_VISIBLE_DEVICES=gpus)
+    process = fork(work, **environment)
     sender.close()
     done = receiver.recv()
     process.join()
@@ -78,8 +78,8 @@ def start(folder: Path, processes: bool = False) -> Iterator[Path]:
 
     Args:
         folder: where it is written.
-        processes: run each command in a separate process, in parallel, in its client's folder; else in this one, one
-            at a time.
+        processes: run each command in a separate process, in parallel, in its client's folder and with its environment;
+            else in this one, one at a time.
     """
     one_at_a_time = threading.Lock()
 

@@ -26,7 +26,7 @@ def cases(draw) -> tuple[torch.Tensor, dict]:
 thresholds = st.one_of(st.just(0.0), st.floats(0.01, 100), st.just(math.inf))
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(cases(), thresholds, st.one_of(st.none(), st.integers(0, 600)))
 def test_leaves_tile_the_grid_in_raster_order(case, alpha, spare):
     image, options = case
@@ -53,7 +53,7 @@ def test_leaves_tile_the_grid_in_raster_order(case, alpha, spare):
     assert torch.equal(leaves.token_map(), torch.from_numpy(token_map))
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(cases(), thresholds, st.integers(0, 600))
 def test_the_budget_is_kept_and_not_wasted(case, alpha, spare):
     image, options = case
@@ -65,7 +65,7 @@ def test_the_budget_is_kept_and_not_wasted(case, alpha, spare):
         assert torch.equal(held.boxes, free.boxes)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(cases(), thresholds, thresholds)
 def test_a_lower_threshold_refines(case, first, second):
     image, options = case
@@ -74,7 +74,7 @@ def test_a_lower_threshold_refines(case, first, second):
     assert_refines(fine, coarse)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(cases(), st.integers(0, 300), st.integers(0, 300))
 def test_a_larger_budget_refines(case, first, second):
     image, options = case
@@ -91,7 +91,7 @@ def assert_refines(fine: qlip.Leaves, coarse: qlip.Leaves) -> None:
         assert owner[row : row + size, col : col + size].unique().numel() == 1
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(cases())
 def test_threshold_zero_is_the_uniform_grid(case):
     image, options = case

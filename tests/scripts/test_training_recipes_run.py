@@ -7,7 +7,6 @@ import math
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from PIL import Image
 
 from llava.model.builder import load_pretrained_model
 from llava.train.train import train
+from tests.interpreter import start
 from tests.llava.checkpoints import transformers_model, write_language_model, write_tower
 
 ROOT = Path(__file__).parents[2]
@@ -31,9 +31,10 @@ def write_samples(folder: Path) -> None:
     (folder / "samples.json").write_text(json.dumps(samples))
 
 
-def run_recipe(recipe: str, variables: dict[str, Any]) -> str:
+def run_recipe(recipe: str, python: Path, variables: dict[str, Any]) -> str:
     """Runs a recipe by torchrun, one process, without DeepSpeed; what it printed."""
-    launch = {"PYTHON": sys.executable, "DEEPSPEED_CONFIG": "none", "NUM_PROCESSES": "1", "REPORT_TO": "none"}
+    launch = {"PYTHON": str(python), "DEEPSPEED_CONFIG": "none", "NUM_PROCESSES": "1", "REPORT_TO": "none"}
+    launch["PYTHON_EXEC"] = str(python)  # what torchrun starts its process with
     launch["LAUNCHER_FLAGS"] = "--standalone"  # so that torchrun runs
     environment = os.environ | launch | {name: str(value) for name, value in variables.items()}
     command = ["bash", str(ROOT / "scripts" / "v1_5" / f"{recipe}.sh"), *FLAGS]
@@ -43,18 +44,17 @@ def run_recipe(recipe: str, variables: dict[str, Any]) -> str:
 
 
 def test_stage_1_and_lora_train_a_small_model_from_its_parts(tmp_path: Path) -> None:
-    """Two steps each. Stage 1 runs in this process, to save a start of torch, with the flags that its recipe prints."""
+    """Two steps each. Stage 1 runs in this process, with the flags that its recipe prints."""
     model = transformers_model()
     language, tower = write_language_model(tmp_path / "llama", model), write_tower(tmp_path / "clip", model)
     write_samples(tmp_path)
     paths = {"MODEL": language, "VISION_TOWER": tower, "DATA_PATH": tmp_path / "samples.json", "IMAGE_FOLDER": tmp_path}
-    printed = shlex.split(run_recipe("pretrain", {**paths, "OUTPUT_DIR": tmp_path / "first", "DRY_RUN": 1}))
-    train(argv=printed[printed.index("llava.train.train") + 1 :])
     projector = tmp_path / "first" / "mm_projector.bin"
-    run_recipe(
-        "finetune_lora",
-        {**paths, "OUTPUT_DIR": tmp_path / "second", "PROJECTOR": projector, "LAUNCHER_FLAGS": "--standalone"},
-    )
+    with start(tmp_path, processes=True) as python:
+        first = {**paths, "OUTPUT_DIR": tmp_path / "first", "DRY_RUN": 1}
+        printed = shlex.split(run_recipe("pretrain", python, first))
+        train(argv=printed[printed.index("llava.train.train") + 1 :])
+        run_recipe("finetune_lora", python, {**paths, "OUTPUT_DIR": tmp_path / "second", "PROJECTOR": projector})
     for folder in ("first", "second"):
         state = json.loads((tmp_path / folder / "trainer_state.json").read_text())
         assert state["global_step"] == 2 and all(math.isfinite(line.get("loss", 0)) for line in state["log_history"])
