@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,12 +14,13 @@ from safetensors.torch import load_file
 from llava.model.builder import load_pretrained_model
 from llava.utils import demo_model_path
 from playground import recipe
-from playground.corpus import PIECES
+from playground.corpus import PIECES, sentences
 from playground.model import LLAVA, QLIP_SETTINGS, DemoModel, llava_state_dict
 from playground.recipe import LlavaRun, train_llava
 from playground.schedules import CHECKPOINTS, PRETRAINING_SCHEDULES, RECIPES, LlavaSchedule, TrainingConfig
 from playground.train import main
 from playground.train_demo import train_demo
+from playground.trainer import VOCABULARY
 
 CHECKPOINT = CHECKPOINTS["llava"]
 TINY = {
@@ -39,6 +41,7 @@ def trained(tmp_path_factory):
             "PRETRAINING_SCHEDULES",
             {name: replace(item, batch=1 + index) for index, (name, item) in enumerate(PRETRAINING_SCHEDULES.items())},
         )
+        patch.setattr(recipe, "sentences", lambda: sentences(500))  # a vocabulary of the same size, learnt sooner
         train_llava(config)
     return out
 
@@ -129,7 +132,8 @@ def test_a_stage_that_was_stopped_is_run_again_with_the_same_flags(tmp_path, mon
         (["--stages", "joint"], "unknown stages ['joint'] of the recipe llava; allowed: language, vision, pretrain"),
     ],
 )
-def test_stages_that_cannot_be_run_are_named(tmp_path, capsys, flags, message):
+def test_stages_that_cannot_be_run_are_named(trained, tmp_path, capsys, flags, message):
+    shutil.copytree(trained / VOCABULARY, tmp_path / VOCABULARY)
     sizes = ["--scenes", "2", "--steps-scale", "1e-6", "--threads", "1"]
     assert main(["--out", str(tmp_path), "--recipe", "llava", *sizes, *flags]) == 2
     assert message in capsys.readouterr().err
