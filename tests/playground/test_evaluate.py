@@ -13,6 +13,7 @@ from playground.examination import Examinee, Score, examination
 from playground.model import save_checkpoint
 from playground.presets import NAMED_PRESETS, PRESETS
 from playground.questions import KINDS
+from playground.schedules import shipped_path
 from qlip import QLIPConfig
 
 
@@ -65,9 +66,9 @@ def test_settings_are_the_checkpoints_with_changes_laid_over(checkpoint):
     assert (settings.alpha, settings.max_tokens) == (0.5, 90)
 
 
-def test_the_command_prints_a_row_for_each_method(checkpoint, capsys):
+def test_the_command_prints_a_row_for_each_method(capsys):
     assert main([
-        "--model-path", checkpoint, "--n", "1", "--presets", "base", "--methods", "clip", "qlip",
+        "--model-path", str(shipped_path("joint")), "--n", "1", "--presets", "base", "--methods", "clip", "qlip",
         "--qlip", json.dumps({"max_tokens": 64}), "--device", "cpu",
     ]) == 0  # fmt: skip
     header, *rows = capsys.readouterr().out.splitlines()
