@@ -160,8 +160,16 @@ def test_a_run_is_named_after_its_model(tmp_path: Path, path: str, name: str) ->
     assert done.stdout.strip() == name
 
 
-@pytest.mark.parametrize("flags", [("--lim", "2"), ("--lim=2",), ("--batch-s", "3"), ("--model", "x")])
-@pytest.mark.parametrize("protocol", ["letter", "likelihood"])
+@pytest.mark.parametrize(
+    ("protocol", "flags"),
+    [
+        ("letter", ("--lim", "2")),
+        ("letter", ("--lim=2",)),
+        ("letter", ("--model", "x")),
+        ("likelihood", ("--lim=2",)),
+        ("likelihood", ("--batch-s", "3")),
+    ],
+)
 def test_an_abbreviated_flag_is_refused(run: Run, tmp_path: Path, flags: tuple[str, ...], protocol: str) -> None:
     """The scripts read flags by their whole names, for what is scored and for the names of files."""
     vstar(tmp_path)

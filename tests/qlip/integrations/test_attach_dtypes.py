@@ -15,9 +15,12 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("kind", ["llava", "llava_siglip", "vipllava", "llava_next"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("kind", "settings", "attention"),
+    [("llava", name, attention) for name in SETTINGS for attention in ("sdpa", "eager")]
+    + [(kind, "biased", "sdpa") for kind in ("llava_siglip", "vipllava", "llava_next")]
+    + [(kind, "defaults", "eager") for kind in ("llava_siglip", "vipllava", "llava_next")],
+)
 @torch.no_grad()
 def test_a_language_model_in_float64_gives_the_logits_of_float32(kind, settings, attention):
     model, processor = attached(kind, **SETTINGS[settings])
