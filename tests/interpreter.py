@@ -1,8 +1,8 @@
 """Runs commands without the imports of a new interpreter for each.
 
 `start` writes an executable that replaces `python` in a shell script. It sends its arguments to this process, which
-calls the `main` of the module or script that they name, and returns output and exit code; `-u` changes nothing, and code after
-`-c` runs in a new interpreter. `fork_main` runs a `main` in a separate process.
+calls the `main` of the module or script that they name, and returns output and exit code; `-u` changes nothing, and
+code after `-c` runs in a new interpreter. `fork_main` runs a `main` in a separate process.
 """
 
 from __future__ import annotations
