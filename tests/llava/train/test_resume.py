@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ from llava.train.saving import checkpoints, rotate
 from llava.train.train import main
 from tests.interpreter import fork_main
 from tests.llava.checkpoints import write_shards
+from tests.llava.train import runs
 from tests.llava.train.handwritten import write_data
-from tests.llava.train.runs import flags, logged, train_on, write_text_model
+from tests.llava.train.runs import flags, logged, write_text_model
 
 MODES = {
     "projector": {"tune_mm_mlp_adapter": True},
@@ -26,10 +28,10 @@ MODES = {
     "lora": {"lora_enable": True, "lora_r": 4, "lora_dropout": 0.1},
     "tower": {"unfreeze_mm_vision_tower": True, "qlip": True},
     "bf16": {"bf16": True},
-    "packed": {"pack": True, "batch_tokens": 400, "train_sampling_strategy": "random"},
+    "packed": {"pack": True, "batch_tokens": 200, "train_sampling_strategy": "random"},
     "by modality": {"group_by_modality_length": True},
     "by length": {"train_sampling_strategy": "group_by_length"},
-    "accumulated": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "lora_enable": True},
+    "accumulated": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "lora_enable": True},
 }
 STEPWISE = {"learning_rate": 2e-3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.3, "weight_decay": 0.1}
 
@@ -37,8 +39,13 @@ STEPWISE = {"learning_rate": 2e-3, "lr_scheduler_type": "cosine", "warmup_ratio"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    write_data(folder, "iitiittitiit")
+    write_data(folder, "iititi")
     return folder
+
+
+def train_on(model: Path, data: Path, out: Path, **changes: Any) -> Any:
+    """Trains on two samples a step, so that an epoch has three."""
+    return runs.train_on(model, data, out, **{"per_device_train_batch_size": 2, **changes})
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -101,7 +108,7 @@ def test_a_run_that_is_killed_while_it_saves_continues_from_the_last_whole_check
             os.kill(os.getpid(), signal.SIGKILL)
         whole(self, folder)
 
-    chosen = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, "per_device_train_batch_size": 2}
+    chosen = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, "per_device_train_batch_size": 1}
     arguments = flags(bases / "llava", data, tmp_path / "killed", **chosen)
     with monkeypatch.context() as patch:
         patch.setattr(transformers.Trainer, "_save_rng_state", cut)
@@ -137,7 +144,7 @@ def test_the_best_checkpoint_is_loaded_at_the_end(bases, data, tmp_path, caplog)
     assert losses[0] == max(losses) > losses[-1]
     assert Path(trainer.state.best_model_checkpoint) == tmp_path / "checkpoint-1"
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0], abs=1e-6)
-    assert trainer.throughput.state()["samples"] == 12  # of the whole run, not of its best checkpoint
+    assert trainer.throughput.state()["samples"] == 6  # of the whole run, not of its best checkpoint
 
     trainer.state.best_model_checkpoint = str(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match="elsewhere/mm_projector.bin"):
@@ -152,7 +159,7 @@ ENDS = {
     "max_steps inside an epoch": ({"max_steps": 2}, 2),
     "max_steps beyond an epoch": ({"max_steps": 4}, 4),
     "a part of an epoch": ({"num_train_epochs": 1.5}, 5),
-    "packed": ({"max_steps": 2, "pack": True, "batch_tokens": 400}, 2),
+    "packed": ({"max_steps": 2, "pack": True, "batch_tokens": 200}, 2),
 }
 
 
@@ -194,9 +201,9 @@ def test_a_run_whose_steps_would_stand_for_other_samples_is_not_continued(bases,
     """test_plan.py has what else decides on them."""
     chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 2}
     train_on(bases / "llava", data, tmp_path / "run", **chosen, max_steps=2)
-    told = r"samples a step \(.*\): 4, and this run has 2, .* give the same, or another"
+    told = r"samples a step \(.*\): 2, and this run has 1, .* give the same, or another"
     with pytest.raises(ValueError, match=f"checkpoint-2 was trained with {told}"):
-        train_on(bases / "llava", data, tmp_path / "run", **chosen, per_device_train_batch_size=2)
+        train_on(bases / "llava", data, tmp_path / "run", **chosen, per_device_train_batch_size=1)
 
 
 def test_a_smaller_batch_continues_a_run_if_it_is_accumulated_to_as_many_samples(bases, data, tmp_path):
@@ -207,7 +214,7 @@ def test_a_smaller_batch_continues_a_run_if_it_is_accumulated_to_as_many_samples
         bases / "llava",
         data,
         tmp_path / "again",
-        **chosen | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        **chosen | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
     )
     assert logged(tmp_path / "again") == pytest.approx(logged(tmp_path / "whole"), abs=1e-5)
 
