@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 TEXTS = ("What is in the picture?", "How many objects are there?", "Is there a red circle?")
-PICTURES = 8
+PICTURES = 6
 """Pictures of the benchmark in conftest.py, which asks each text about each picture."""
 
 

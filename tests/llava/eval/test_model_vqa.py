@@ -103,6 +103,7 @@ def test_a_broken_picture_is_an_error_row_and_the_rest_is_answered(
 def test_other_settings_are_not_mixed_in_unless_the_run_starts_over(
     flags: list[str], answers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    flags.append("--limit=3")
     assert model_vqa_loader.main(flags) == 0
     errors = answers.with_name("answers.errors.jsonl")
     errors.write_text(json.dumps({"question_id": 1, "prompt": "?", "error": "lost", "metadata": {"index": 0}}))
@@ -135,7 +136,7 @@ def test_a_lost_question_shows_in_the_exit_code(
 ) -> None:
     append = AnswerFile.append
     monkeypatch.setattr(AnswerFile, "append", lambda file, rows: append(file, rows[1:]))
-    chunk = ["--num-chunks=2", "--chunk-idx=0", "--batch-size=40"]
+    chunk = ["--num-chunks=2", "--chunk-idx=0", "--batch-size=40", "--limit=3"]
     assert model_vqa_loader.main([*flags, *chunk, "--batch-tokens=1000000"]) == 1
     assert "questions have neither answer nor error" in capsys.readouterr().err
     monkeypatch.undo()
@@ -147,7 +148,7 @@ def test_two_runs_may_not_write_one_file(flags: list[str], answers: Path, capsys
         assert model_vqa_loader.main(flags) == 2
     assert "is being written by another run (process" in capsys.readouterr().err.splitlines()[-1]
     assert not answers.exists()
-    assert model_vqa_loader.main([*flags, "--num-chunks=8"]) == 0
+    assert model_vqa_loader.main([*flags, "--limit=1"]) == 0
     assert [file.name for file in answers.parent.iterdir()] == ["answers.jsonl"]
 
 
@@ -175,14 +176,14 @@ def test_a_run_of_less_than_two_seconds_shows_no_progress(capsys: pytest.Capture
 
 
 def test_without_qlip_the_tower_is_clips(flags: list[str], answers: Path) -> None:
-    assert model_vqa_loader.main([*flags, "--no-qlip"]) == 0
+    assert model_vqa_loader.main([*flags, "--no-qlip", "--limit=1"]) == 0
     row = read_rows(answers)[0]["metadata"]
     assert (row["tower"], row["alpha"], row["qlip"], row["visual_tokens"]) == ("clip", None, None, 64)
     assert (row["image_size"], row["image_aspect_ratio"]) == ([112, 112], "pad")
 
 
 def test_model_vqa_samples_by_default_and_repeats_itself(flags: list[str], answers: Path, tmp_path: Path) -> None:
-    hot = [*flags, "--temperature=1.5", "--max_new_tokens=12"]
+    hot = [*flags, "--temperature=1.5", "--max_new_tokens=12", "--limit=6"]
     texts = []
     for name, more in (("a", ["--batch-size=3"]), ("b", []), ("c", ["--seed=1"])):
         assert model_vqa.main([*hot, *more, f"--answers-file={tmp_path / name}"]) == 0

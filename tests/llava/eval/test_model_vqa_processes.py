@@ -35,7 +35,7 @@ def test_a_killed_run_continues_and_answers_each_question_once(
 ) -> None:
     monkeypatch.setattr(image_workers, "MIN_PREPARE_SECONDS", 0.0)  # workers start for few images too
     kept = 0
-    for rows, workers in ((1, 0), (9, 1)):
+    for rows, workers in ((1, 0), (6, 1)):
         process = fork_main(model_vqa_loader.main, *flags, "--batch-size=1", f"--workers={workers}")
         wait(lambda rows=rows: answers.exists() and answers.read_bytes().count(b"\n") >= rows, process)
         children = psutil.Process(process.pid).children(recursive=True)
@@ -47,7 +47,7 @@ def test_a_killed_run_continues_and_answers_each_question_once(
         left = answers.read_bytes().count(b"\n")
         assert kept <= left < PICTURES * len(TEXTS)
         kept = left
-    assert kept >= 9
+    assert kept >= 6
     assert model_vqa_loader.main(flags) == 0
     assert answers.read_bytes() == whole
 
