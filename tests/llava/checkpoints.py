@@ -15,7 +15,7 @@ from typing import Any
 
 import sentencepiece
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 from transformers import (
     CLIPImageProcessorPil,
@@ -127,10 +127,16 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>", "legacy": False}))
 
 
+@cache
+def llava_weights() -> bytes:
+    """The file of the oracle's weights, made once for all checkpoints."""
+    return save(llava_state(transformers_model()), {"format": "pt"})
+
+
 def make_llava_checkpoint(folder: Path, qlip: Any = None, **config: Any) -> Path:
     """A folder as LLaVA saves one: safetensors, tower weights inside."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(llava_state(transformers_model()), folder / "model.safetensors", {"format": "pt"})
+    (folder / "model.safetensors").write_bytes(llava_weights())
     flag = {} if qlip is None else {"qlip": qlip}
     (folder / "config.json").write_text(json.dumps(llava_config(**flag, **config)))
     write_tokenizer(folder)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from safetensors.torch import load
 from torch.nn.utils.rnn import pad_sequence
 from transformers.integrations import flash_attention
 
@@ -19,7 +20,7 @@ from llava.model import LlavaMistralConfig, LlavaMistralForCausalLM
 from llava.model.config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.packing import packed_mask
-from tests.llava.checkpoints import TEXT, VISION, llava_state, transformers_model
+from tests.llava.checkpoints import TEXT, VISION, llava_weights
 
 IMAGE = IMAGE_TOKEN_INDEX
 PROMPTS = [
@@ -64,7 +65,7 @@ def make_model(qlip: Any, attention: str = "sdpa") -> LlavaLlamaForCausalLM:
             attn_implementation=attention,
         )
     )
-    model.load_state_dict(llava_state(transformers_model()))
+    model.load_state_dict(load(llava_weights()))
     return model.train()
 
 
@@ -191,7 +192,7 @@ def test_a_sliding_window_stays_within_the_prompt(attention):
         attn_implementation=attention,
     )
     model = LlavaMistralForCausalLM(config)
-    model.load_state_dict(llava_state(transformers_model()))
+    model.load_state_dict(load(llava_weights()))
     batch = make_batch(PROMPTS, images=NATIVE)
     packed = model(**batch, packs=torch.tensor([0, 0, 0, 0, 0]))
     torch.testing.assert_close(packed.loss, model(**batch).loss, atol=1e-5, rtol=1e-6)

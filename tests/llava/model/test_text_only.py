@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import text_only
@@ -13,7 +14,7 @@ from llava.model.config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.train.parameters import unfreeze
-from tests.llava.checkpoints import TEXT, VISION, llava_state, transformers_model
+from tests.llava.checkpoints import TEXT, VISION, llava_weights, transformers_model
 
 TEXTS = torch.tensor([[1, 20, 21, 22], [1, 30, 31, 0]])
 REAL = TEXTS != 0
@@ -25,7 +26,7 @@ TOWERS: dict[str, Any] = {"clip": None, "qlip": {"alpha": 0.3}, "qlip with a thu
 def make_model(qlip: Any) -> LlavaLlamaForCausalLM:
     settings = {"mm_vision_config": VISION, "mm_projector_type": "mlp2x_gelu", "mm_hidden_size": 64}
     model = LlavaLlamaForCausalLM(LlavaConfig(**TEXT, **settings, qlip=qlip))
-    model.load_state_dict(llava_state(transformers_model()))
+    model.load_state_dict(load(llava_weights()))
     return model.requires_grad_(False).train()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -55,10 +56,14 @@ def shares(pictures: list[Any]) -> list[list[Any]]:
     return [pictures[:1], pictures[1:]]
 
 
+load_eager = cache(partial(load, attn_implementation="eager"))
+"""Loads the model whose attention is the oracle's; it stays as it is."""
+
+
 @torch.inference_mode()
 def eager_attention(prompt: torch.Tensor, pictures: list[Any], start: int) -> torch.Tensor:
     """Attention of the text from `start` on in the spliced prompt, as transformers returns it."""
-    eager = load(attn_implementation="eager")
+    eager = load_eager()
     batch = eager.splice_images(prompt[None], None, None, pictures, "left")
     inputs = {"attention_mask": batch.attention_mask, "position_ids": batch.placed.positions}
     bias = 2 * batch.placed.sizes.log()
