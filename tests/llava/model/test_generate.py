@@ -34,6 +34,12 @@ def model(request, folder):
     return load_pretrained_model(str(folder), device="cpu", qlip=request.param)[1]
 
 
+@pytest.fixture(scope="module")
+def biased(folder):
+    """Raster positions and a key bias, which the settings of `model` have too."""
+    return load_pretrained_model(str(folder), device="cpu", qlip=SETTINGS["biased"])[1]
+
+
 def pad(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
     ids = [torch.tensor(row) for row in rows]
     real = [torch.ones_like(row) for row in ids]
@@ -49,10 +55,9 @@ def pad(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
         ({"assistant_model": object()}, "assistant_model is not supported by these classes; .*attach QLIP"),
     ],
 )
-def test_options_that_do_not_go_with_images_are_named(folder, options, words):
-    model = load_pretrained_model(str(folder), device="cpu")[1]
+def test_options_that_do_not_go_with_images_are_named(biased, options, words):
     with pytest.raises(ValueError, match=words):
-        model.generate(torch.tensor([ROWS[0]]), images=[PICTURE[0]], **GREEDY, **options)
+        biased.generate(torch.tensor([ROWS[0]]), images=[PICTURE[0]], **GREEDY, **options)
 
 
 @torch.no_grad()
@@ -63,10 +68,10 @@ def test_prompt_lookup_gives_the_greedy_answer(model):
     assert torch.equal(found, expected)
 
 
-def test_a_mask_that_is_cut_to_the_new_tokens_covers_the_prompt_again(model):
+def test_a_mask_that_is_cut_to_the_new_tokens_covers_the_prompt_again(biased):
     """transformers 5.17 cuts it so in assisted decoding, where a prompt of embeddings has no ids."""
     prompt, ids = torch.zeros(1, 5, 64), torch.zeros(1, 0, dtype=torch.int64)
-    inputs = model.prepare_inputs_for_generation(
+    inputs = biased.prepare_inputs_for_generation(
         ids, inputs_embeds=prompt, attention_mask=torch.ones(1, 0), position_ids=torch.arange(5)[None],
         past_key_values=DynamicCache(), is_first_iteration=True,
     )  # fmt: skip
@@ -108,11 +113,11 @@ def test_cached_generation_equals_a_full_pass_over_the_longer_prompt(model, prom
 
 
 @torch.no_grad()
-def test_beam_search_with_one_beam_more_is_at_least_as_likely(model):
+def test_beam_search_with_one_beam_more_is_at_least_as_likely(biased):
     prompt, images = torch.tensor([ROWS[0]]), IMAGES[:1]
     options = {"do_sample": False, "max_new_tokens": 4, "return_dict_in_generate": True, "output_scores": True}
-    beam = model.generate(prompt, images=images, num_beams=3, length_penalty=0.0, **options)
-    greedy = model.generate(prompt, images=images, **options)
+    beam = biased.generate(prompt, images=images, num_beams=3, length_penalty=0.0, **options)
+    greedy = biased.generate(prompt, images=images, **options)
     scores = [s.log_softmax(-1)[0, token] for s, token in zip(greedy.scores, greedy.sequences[0], strict=True)]
     assert beam.sequences_scores[0] >= sum(scores) - 1e-4
 
@@ -139,21 +144,21 @@ def test_positions_and_biases_reach_the_language_model(folder):
     assert not torch.allclose(logits[0], logits[2], atol=1e-3)
 
 
-def test_errors_name_what_is_wrong(model):
+def test_errors_name_what_is_wrong(biased):
     with pytest.raises(ValueError, match="holds 2 <image>, but 1 images were given"):
-        model.generate(torch.tensor([ROWS[1]]), images=IMAGES[:1], **GREEDY)
+        biased.generate(torch.tensor([ROWS[1]]), images=IMAGES[:1], **GREEDY)
     with pytest.raises(ValueError, match="holds 1 <image>, but 0 images were given"):
-        model(torch.tensor([ROWS[0]]))
+        biased(torch.tensor([ROWS[0]]))
     with pytest.raises(TypeError, match=r"an image is torch\.uint8"):
-        model.generate(torch.tensor([ROWS[0]]), images=[IMAGES[0].to(torch.uint8)], **GREEDY)
+        biased.generate(torch.tensor([ROWS[0]]), images=[IMAGES[0].to(torch.uint8)], **GREEDY)
     with pytest.raises(ValueError, match="generate takes input_ids and images"):
-        model.generate(inputs_embeds=torch.zeros(1, 1, 64), **GREEDY)
+        biased.generate(inputs_embeds=torch.zeros(1, 1, 64), **GREEDY)
     with pytest.raises(ValueError, match="cut through an image"):
-        model.config.tokenizer_model_max_length = 3
+        biased.config.tokenizer_model_max_length = 3
         try:
-            model(torch.tensor([ROWS[0]]), images=IMAGES[:1], labels=torch.tensor([ROWS[0]]))
+            biased(torch.tensor([ROWS[0]]), images=IMAGES[:1], labels=torch.tensor([ROWS[0]]))
         finally:
-            model.config.tokenizer_model_max_length = 2048
+            biased.config.tokenizer_model_max_length = 2048
 
 
 def test_size_bias_needs_an_attention_that_can_apply_it(folder):
@@ -165,17 +170,17 @@ def test_size_bias_needs_an_attention_that_can_apply_it(folder):
 
 
 @torch.no_grad()
-def test_images_encoded_once_are_asked_as_pixels_are(model):
+def test_images_encoded_once_are_asked_as_pixels_are(biased):
     ids, mask = pad(ROWS, "left")
-    encoded = model.encode_tokens(IMAGES)
-    said = model.generate(ids, images=encoded, attention_mask=mask, **GREEDY)
-    assert torch.equal(said, model.generate(ids, images=IMAGES, attention_mask=mask, **GREEDY))
-    assert model.encode_tokens(encoded) == encoded
+    encoded = biased.encode_tokens(IMAGES)
+    said = biased.generate(ids, images=encoded, attention_mask=mask, **GREEDY)
+    assert torch.equal(said, biased.generate(ids, images=IMAGES, attention_mask=mask, **GREEDY))
+    assert biased.encode_tokens(encoded) == encoded
 
 
-def test_encoded_images_and_pixels_do_not_mix(model):
+def test_encoded_images_and_pixels_do_not_mix(biased):
     with pytest.raises(TypeError, match="some images are encoded and some are pixels"):
-        model.generate(torch.tensor([ROWS[1]]), images=[*model.encode_tokens(IMAGES[:1]), IMAGES[1]], **GREEDY)
+        biased.generate(torch.tensor([ROWS[1]]), images=[*biased.encode_tokens(IMAGES[:1]), IMAGES[1]], **GREEDY)
 
 
 def test_a_prompts_logits_are_computed_where_the_answer_begins_only(folder):
