@@ -108,7 +108,7 @@ def test_prompts_have_the_ids_that_llava_gets(tmp_path: Path, legacy: str, model
 
 
 @pytest.mark.parametrize("legacy", LEGACY)
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(text=TEXTS)
 def test_any_text_has_sentencepieces_ids(tokenizers: dict[str, Any], legacy: str, text: str) -> None:
     expected = ids_by_sentencepiece(text, legacy != "false")
@@ -117,14 +117,14 @@ def test_any_text_has_sentencepieces_ids(tokenizers: dict[str, Any], legacy: str
 
 
 @pytest.mark.parametrize("legacy", LEGACY)
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(text=TEXTS.filter(lambda text: "\u2581" not in text and "\0" not in text))
 def test_decoding_inverts_encoding(tokenizers: dict[str, Any], legacy: str, text: str) -> None:
     tokenizer = tokenizers[legacy]
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(ids=st.lists(st.integers(3, MODEL.get_piece_size() - 1), max_size=12))
 @example(ids=[MODEL.piece_to_id("<0x20>"), MODEL.piece_to_id("a")])
 def test_any_ids_decode_as_sentencepiece_decodes_them(tokenizers: dict[str, Any], ids: list[int]) -> None:
@@ -142,7 +142,7 @@ def test_special_tokens_are_shown_or_skipped(tokenizers: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("legacy", LEGACY)
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(text=TEXTS)
 def test_offsets_point_at_the_text(tokenizers: dict[str, Any], legacy: str, text: str) -> None:
     """In order and without a gap; the bytes of one character share its place."""
