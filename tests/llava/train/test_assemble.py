@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import cycle
 
 import pytest
 import torch
@@ -59,9 +60,9 @@ MODES = [
 ]
 
 
-@pytest.mark.parametrize("base", [PARTS, LLAVA], ids=["parts", "checkpoint"])
-@pytest.mark.parametrize(("flags", "parts"), MODES)
-def test_what_is_trained(build, base, flags, parts):
+@pytest.mark.parametrize(("base", "mode"), zip(cycle((PARTS, LLAVA)), MODES))
+def test_what_is_trained(build, base, mode):
+    flags, parts = mode
     assert trained(build(f"{base} {flags}")[1]) == parts
 
 
