@@ -161,8 +161,7 @@ def test_a_whole_model_normalises_images_as_its_tower_did(bases, tmp_path, train
     assert (list(processor.image_mean), list(processor.image_std)) == ([0.5] * 3, [0.25] * 3)
 
 
-@pytest.mark.parametrize("rows", [360, 384])
-@pytest.mark.parametrize("flags", [LORA, {"tune_mm_mlp_adapter": True}])
+@pytest.mark.parametrize(("flags", "rows"), [(LORA, 360), (LORA, 384), ({"tune_mm_mlp_adapter": True}, 384)])
 def test_tokens_that_training_adds(bases, tmp_path, train, flags, rows):
     """[PAD], <im_start> and <im_end> have the ids and rows of training, whether the base has rows to spare or not."""
     base = LlamaForCausalLM.from_pretrained(bases / "vicuna")
