@@ -14,7 +14,7 @@ from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from playground.scenes import PRESETS, scene
 
-TEXTS = ("What is in the picture?", "How many objects are there?", "What color is the circle?")
+TEXTS = ("What is in the picture?", "How many objects are there?")
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,10 @@ def prompts(engine: ChatEngine, pictures: list[Image.Image]) -> list[Prompt]:
 @pytest.mark.parametrize(
     "sampling",
     [
-        Sampling(0.0, max_new_tokens=24),
-        Sampling(0.0, num_beams=3, max_new_tokens=24),
-        Sampling(1.5, max_new_tokens=24),
-        Sampling(2.0, top_p=0.9, max_new_tokens=24),
+        Sampling(0.0, max_new_tokens=12),
+        Sampling(0.0, num_beams=3, max_new_tokens=12),
+        Sampling(1.5, max_new_tokens=12),
+        Sampling(2.0, top_p=0.9, max_new_tokens=12),
         Sampling(1.5, num_beams=2, max_new_tokens=8),
     ],
     ids=["greedy", "beams", "sampled", "nucleus", "sampled beams"],
@@ -62,7 +62,7 @@ def test_an_answer_does_not_depend_on_its_batch(engine: ChatEngine, prompts: lis
 def test_greedy_and_beams_are_those_of_a_chat(
     engine: ChatEngine, prompts: list[Prompt], pictures: list[Image.Image]
 ) -> None:
-    for sampling in (Sampling(0.0, max_new_tokens=24), Sampling(0.0, num_beams=3, max_new_tokens=24)):
+    for sampling in (Sampling(0.0, max_new_tokens=12), Sampling(0.0, num_beams=3, max_new_tokens=12)):
         asked = [engine.ask(text, [picture], sampling) for picture in pictures for text in TEXTS]
         assert run(engine, prompts[:-1], sampling) == asked
 
@@ -71,16 +71,16 @@ def test_another_seed_samples_another_answer_and_a_narrow_nucleus_is_greedy(
     engine: ChatEngine, prompts: list[Prompt]
 ) -> None:
     ids, picture, _ = prompts[0]
-    drawn = [generate(engine, [ids], [picture], Sampling(2.0, max_new_tokens=24), [seed]) for seed in (1, 2)]
+    drawn = [generate(engine, [ids], [picture], Sampling(2.0, max_new_tokens=12), [seed]) for seed in (1, 2)]
     assert drawn[0] != drawn[1]
-    greedy = run(engine, prompts, Sampling(0.0, max_new_tokens=24))
-    assert run(engine, prompts, Sampling(1.0, top_p=1e-6, max_new_tokens=24)) == greedy
+    greedy = run(engine, prompts, Sampling(0.0, max_new_tokens=12))
+    assert run(engine, prompts, Sampling(1.0, top_p=1e-6, max_new_tokens=12)) == greedy
 
 
 def test_a_row_ends_at_a_stop_string_and_the_others_continue(engine: ChatEngine, prompts: list[Prompt]) -> None:
-    greedy = run(engine, prompts, Sampling(0.0, max_new_tokens=24))
+    greedy = run(engine, prompts, Sampling(0.0, max_new_tokens=12))
     word = greedy[0].split()[1]
-    stopped = run(engine, prompts, Sampling(0.0, max_new_tokens=24, stop=(word,)))
+    stopped = run(engine, prompts, Sampling(0.0, max_new_tokens=12, stop=(word,)))
     assert stopped == [text.split(word)[0].strip() for text in greedy]
     assert stopped[0] and any(text == whole for text, whole in zip(stopped, greedy, strict=True))
 
