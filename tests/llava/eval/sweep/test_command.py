@@ -34,9 +34,11 @@ GRID = ("--alpha", "0.4", "inf", "--max-tokens", "72", "none")
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six scenes with questions and answers, in LLaVA's formats."""
+    """Two scenes with every other of their questions and answers, in LLaVA's formats."""
     folder = tmp_path_factory.mktemp("material")
-    assert scenes.main(["--out", str(folder), "--n", "6", "--preset", "detail"]) == 0
+    assert scenes.main(["--out", str(folder), "--n", "2", "--preset", "detail"]) == 0
+    for file in (folder / "questions.jsonl", folder / "answers.jsonl"):
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[::2]))
     return folder
 
 
@@ -57,9 +59,9 @@ def bare(records: list[Record]) -> list[Record]:
 
 @pytest.fixture(scope="module")
 def finished(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished sweep: CLIP and 2 x 2 cells on 12 questions about two pictures."""
+    """The folder of a finished sweep: CLIP and 2 x 2 cells on eight questions about two pictures."""
     out = tmp_path_factory.mktemp("finished")
-    assert command.main(flags(material, out, *GRID, "--limit", "12")) == 0
+    assert command.main(flags(material, out, *GRID, "--limit", "8")) == 0
     return out
 
 
@@ -80,14 +82,14 @@ def test_a_line_says_what_was_measured_on_what(material: Path, finished: Path) -
     for record in records:
         assert record["task"]["model"] == str(demo_model_path().resolve())
         assert record["task"]["questions_sha256"] == sha256((material / "questions.jsonl").read_bytes()).hexdigest()
-        assert record["task"]["limit"] == record["questions"] == record["accuracy"]["count"] == 12
+        assert record["task"]["limit"] == record["questions"] == record["accuracy"]["count"] == 8
         assert record["pictures"] == 2
         assert record["seconds"] > 0
         assert record["versions"]["torch"] == torch.__version__
 
 
 def test_a_cell_is_what_asking_one_question_at_a_time_gives(material: Path, finished: Path) -> None:
-    questions = read_lines(material / "questions.jsonl", material / "images", material / "answers.jsonl")[:12]
+    questions = read_lines(material / "questions.jsonl", material / "images", material / "answers.jsonl")[:8]
     for record in (read(finished)[i] for i in (0, 1, 4)):
         settings = False if record["clip"] else QLIPConfig.from_dict(record["settings"])
         engine = ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=settings))
@@ -139,7 +141,7 @@ def test_a_picture_is_encoded_once_a_cell_and_few_are_held(
 
     monkeypatch.setattr(VisionFrontend, "encode", counting)
     monkeypatch.setattr(measure, "PICTURES_AT_ONCE", 1)
-    assert command.main(flags(material, tmp_path, *GRID, "--limit", "12", "--batch-tokens", "1")) == 0
+    assert command.main(flags(material, tmp_path, *GRID, "--limit", "8", "--batch-tokens", "1")) == 0
     assert encoded == [1] * (5 * 2)
     assert bare(read(tmp_path)) == bare(read(finished))  # neither chunks nor batches change a result
 
@@ -160,7 +162,7 @@ def killed_main(argv: list[str]) -> int:
 
 def test_a_killed_sweep_continues_and_has_each_cell_once(material: Path, finished: Path, tmp_path: Path) -> None:
     """SIGKILL right after the second cell; and half a line, as a kill during a write would leave it."""
-    arguments = flags(material, tmp_path, *GRID, "--limit", "12")
+    arguments = flags(material, tmp_path, *GRID, "--limit", "8")
     process = fork_main(killed_main, *arguments)
     process.join(300)
     assert process.exitcode == -signal.SIGKILL
@@ -174,12 +176,12 @@ def test_a_killed_sweep_continues_and_has_each_cell_once(material: Path, finishe
 @pytest.mark.usefixtures("no_model")
 def test_a_finished_sweep_only_reports(material: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "results.jsonl").read_bytes()
-    assert command.main(flags(material, finished, *GRID, "--limit", "12")) == 0
+    assert command.main(flags(material, finished, *GRID, "--limit", "8")) == 0
     assert (finished / "results.jsonl").read_bytes() == before
     assert len(capsys.readouterr().out.splitlines()) == 2 + 5
 
 
-@pytest.mark.parametrize("more", [("--limit", "11"), ("--limit", "12", "--max-new-tokens", "3")])
+@pytest.mark.parametrize("more", [("--limit", "7"), ("--limit", "8", "--max-new-tokens", "3")])
 def test_results_of_another_task_do_not_count(
     material: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
 ) -> None:
@@ -199,7 +201,7 @@ def test_results_of_before_a_setting_was_there_count_as_its_default(
     for record in records[1:]:
         del record["settings"]["max_cells"]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert command.main(flags(material, tmp_path, *GRID, "--limit", "12")) == 0
+    assert command.main(flags(material, tmp_path, *GRID, "--limit", "8")) == 0
 
 
 def test_a_broken_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,7 +229,7 @@ def test_a_cell_beyond_the_models_context_is_skipped_and_the_others_measured(
 def test_a_cell_beyond_the_memory_is_skipped_and_tried_again_next_time(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = flags(material, tmp_path, "--alpha", "0.4", "inf", "--limit", "1")
+    arguments = flags(material, tmp_path, "--alpha", "0.4", "inf", "--limit", "1", "--max-new-tokens", "1")
     with monkeypatch.context() as patch:
         outcomes = iter([torch.OutOfMemoryError("no memory")])
 
