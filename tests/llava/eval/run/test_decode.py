@@ -22,7 +22,7 @@ from tests.llava.checkpoints import IMAGE_TOKEN
 from tests.llava.model.language_models import PIXELS, PROMPT, make_oracle, write_checkpoint
 
 TEXTS = ("What is in the picture?", "How many objects are there?", "Is there a red circle?", "What color is the ring?")
-GREEDY = Sampling(0.0, max_new_tokens=24)
+GREEDY = Sampling(0.0, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
