@@ -55,9 +55,12 @@ def test_a_text_only_model_is_trained_too(bases, data, tmp_path):
     assert processor is None and model.get_vision_tower() is None
 
 
+ONE_STEP = {"max_steps": 1, "learning_rate": 1e-2}
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_projector_is_trained_below_a_quantised_language_model(bases, data, tmp_path, bits):
-    train_on(bases / "llava", data, tmp_path, tune_mm_mlp_adapter=True, bits=bits, bf16=True, learning_rate=1e-2)
+    train_on(bases / "llava", data, tmp_path, tune_mm_mlp_adapter=True, bits=bits, bf16=True, **ONE_STEP)
     before, after = torch.load(bases / "mm_projector.bin"), torch.load(tmp_path / "mm_projector.bin")
     assert not any(torch.equal(tensor, before[name]) for name, tensor in after.items())
     assert sorted(file.name for file in tmp_path.iterdir() if file.suffix in (".bin", ".safetensors")) == [
@@ -76,7 +79,7 @@ def test_a_base_that_names_no_padding_token_is_trained_and_saved(bases, data, tm
 
 def test_a_tower_is_trained_in_mixed_precision(bases, data, tmp_path):
     """Also where transformers' tower runs its last layer and norm, which nobody reads."""
-    trainer = train_on(bases / "llava", data, tmp_path, unfreeze_mm_vision_tower=True, bf16=True)
+    trainer = train_on(bases / "llava", data, tmp_path, unfreeze_mm_vision_tower=True, bf16=True, max_steps=1)
     tower = trainer.model.get_vision_tower()
     assert {weight.dtype for weight in tower.parameters()} == {torch.float32}
     assert len({weight.requires_grad for weight in tower.parameters()}) == 2
@@ -84,7 +87,7 @@ def test_a_tower_is_trained_in_mixed_precision(bases, data, tmp_path):
 
 def test_the_evaluations_loss_is_the_mean_of_all_target_tokens(bases, data, tmp_path):
     """Whatever the batches; by hand it is the sum over samples, each alone, through the saved model."""
-    evaluated = {"eval_strategy": "epoch", "eval_data_path": data / "data.json", "learning_rate": 1e-2}
+    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "eval_data_path": data / "data.json", **ONE_STEP}
     trainer = train_on(bases / "llava", data, tmp_path / "by4", **evaluated, per_device_eval_batch_size=4)
     train_on(bases / "llava", data, tmp_path / "by1", **evaluated, per_device_eval_batch_size=1)
     (loss,) = logged(tmp_path / "by4", "eval_loss")
@@ -105,8 +108,8 @@ def test_questions_are_answered_at_each_evaluation(bases, data, tmp_path):
     rows = [{"question_id": i, "image": "0.png", "text": "what is it?", "answer": "nothing"} for i in range(2)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     chosen = {"eval_strategy": "steps", "eval_steps": 1, "eval_questions": tmp_path / "q.jsonl"}
-    train_on(bases / "llava", data, tmp_path / "out", tune_mm_mlp_adapter=True, **chosen)
-    assert logged(tmp_path / "out", "eval_exact_match") == [0.0, 0.0, 0.0]
+    train_on(bases / "llava", data, tmp_path / "out", tune_mm_mlp_adapter=True, max_steps=2, **chosen)
+    assert logged(tmp_path / "out", "eval_exact_match") == [0.0, 0.0]
     assert logged(tmp_path / "out", "eval_loss") == []
 
 
@@ -226,10 +229,29 @@ def test_what_cannot_be_trained_is_one_line(bases, data, tmp_path, changes, mess
     assert code == 2 and message in line
 
 
-def test_a_checkpoint_of_another_mode_is_not_continued(bases, data, tmp_path, capsys):
-    train_on(bases / "llava", data, tmp_path / "out", lora_enable=True, save_strategy="steps", save_steps=2)
-    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out"), capsys)
-    assert code == 2 and "checkpoint-3 is a checkpoint of training LoRA, but these flags do not" in line
+PROJECTOR = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+LORA = {"lora_enable": True, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def projector_run(bases, data, tmp_path_factory) -> Path:
+    """The folder of a run of `PROJECTOR`; tests that change it take a copy."""
+    out = tmp_path_factory.mktemp("projector")
+    train_on(bases / "llava", data, out, **PROJECTOR)
+    return out
+
+
+@pytest.fixture(scope="module")
+def lora_run(bases, data, tmp_path_factory) -> Path:
+    """The folder of a run of `LORA`."""
+    out = tmp_path_factory.mktemp("lora")
+    train_on(bases / "llava", data, out, **LORA)
+    return out
+
+
+def test_a_checkpoint_of_another_mode_is_not_continued(bases, data, lora_run, tmp_path, capsys):
+    code, line = code_and_error(flags(bases / "llava", data, lora_run), capsys)
+    assert code == 2 and "checkpoint-1 is a checkpoint of training LoRA, but these flags do not" in line
     code, line = code_and_error(flags(bases / "llava", data, tmp_path / "o", resume_from_checkpoint="gone"), capsys)
     assert code == 2 and "--resume_from_checkpoint gone is not a folder" in line
 
@@ -237,22 +259,19 @@ def test_a_checkpoint_of_another_mode_is_not_continued(bases, data, tmp_path, ca
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ({"lora_alpha": 64}, "--lora_alpha is 64, but .*checkpoint-3 was trained with 16"),
+        ({"lora_alpha": 64}, "--lora_alpha is 64, but .*checkpoint-1 was trained with 16"),
         ({"lora_r": 4}, "--lora_r is 4"),
     ],
 )
-def test_adapters_are_not_continued_with_another_rank_or_scale(bases, data, tmp_path, capsys, flag, words):
-    chosen = {"lora_enable": True, "save_strategy": "steps", "save_steps": 2}
-    train_on(bases / "llava", data, tmp_path / "out", **chosen)
-    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out", **chosen, **flag), capsys)
+def test_adapters_are_not_continued_with_another_rank_or_scale(bases, data, lora_run, capsys, flag, words):
+    code, line = code_and_error(flags(bases / "llava", data, lora_run, **LORA, **flag), capsys)
     assert code == 2 and re.search(words, line)
 
 
 def test_a_checkpoint_without_an_optimizers_state_is_not_continued(bases, data, tmp_path, capsys):
-    chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 2}
-    train_on(bases / "llava", data, tmp_path / "out", **chosen, save_only_model=True)
-    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out", **chosen), capsys)
-    assert code == 2 and "checkpoint-3 has no state of an optimizer, as --save_only_model leaves it" in line
+    train_on(bases / "llava", data, tmp_path / "out", **PROJECTOR, save_only_model=True)
+    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out", **PROJECTOR), capsys)
+    assert code == 2 and "checkpoint-1 has no state of an optimizer, as --save_only_model leaves it" in line
 
 
 def cut(file: Path) -> None:
@@ -262,27 +281,25 @@ def cut(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("scheduler.pt", Path.unlink, "checkpoint-3 lacks scheduler.pt, without which"),
-        ("trainer_state.json", Path.unlink, "checkpoint-3 holds a part of a checkpoint: it has no trainer_state.json"),
-        ("trainer_state.json", cut, "checkpoint-3/trainer_state.json is not valid JSON"),
-        ("optimizer.pt", cut, "checkpoint-3/optimizer.pt is damaged or incomplete"),
-        ("mm_projector.bin", cut, "checkpoint-3/mm_projector.bin is damaged or incomplete"),
+        ("scheduler.pt", Path.unlink, "checkpoint-1 lacks scheduler.pt, without which"),
+        ("trainer_state.json", Path.unlink, "checkpoint-1 holds a part of a checkpoint: it has no trainer_state.json"),
+        ("trainer_state.json", cut, "checkpoint-1/trainer_state.json is not valid JSON"),
+        ("optimizer.pt", cut, "checkpoint-1/optimizer.pt is damaged or incomplete"),
+        ("mm_projector.bin", cut, "checkpoint-1/mm_projector.bin is damaged or incomplete"),
     ],
 )
-def test_an_incomplete_checkpoint_is_not_continued(bases, data, tmp_path, capsys, name, change, words):
-    chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 2}
-    train_on(bases / "llava", data, tmp_path / "out", **chosen)
-    change(tmp_path / "out" / "checkpoint-3" / name)
-    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out", **chosen), capsys)
+def test_an_incomplete_checkpoint_is_not_continued(bases, data, projector_run, tmp_path, capsys, name, change, words):
+    shutil.copytree(projector_run, tmp_path / "out")
+    change(tmp_path / "out" / "checkpoint-1" / name)
+    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out", **PROJECTOR), capsys)
     assert code == 2 and words in line
 
 
-def test_files_that_training_does_not_read_stop_no_resume(bases, data, tmp_path):
-    chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 2}
-    train_on(bases / "llava", data, tmp_path / "out", **chosen)
+def test_files_that_training_does_not_read_stop_no_resume(projector_run, tmp_path):
+    shutil.copytree(projector_run, tmp_path / "out")
     for name in ("._optimizer.pt", "tokenizer.bin", "extra.pt"):
-        (tmp_path / "out" / "checkpoint-3" / name).write_bytes(b"Mac")
-    check_whole(tmp_path / "out" / "checkpoint-3")
+        (tmp_path / "out" / "checkpoint-1" / name).write_bytes(b"Mac")
+    check_whole(tmp_path / "out" / "checkpoint-1")
 
 
 def test_processes_continue_from_one_checkpoint():
@@ -291,7 +308,7 @@ def test_processes_continue_from_one_checkpoint():
         check_same_step(["checkpoint-2", None])
 
 
-def test_a_projector_or_lora_checkpoint_is_no_start(bases, data, tmp_path, capsys):
-    train_on(bases / "llava", data, tmp_path / "lora", lora_enable=True)
+def test_a_projector_or_lora_checkpoint_is_no_start(data, lora_run, tmp_path, capsys):
+    shutil.copytree(lora_run, tmp_path / "lora")  # the name decides
     code, line = code_and_error(flags(tmp_path / "lora", data, tmp_path / "out"), capsys)
     assert code == 2 and "is a lora checkpoint, not a whole model; merge it" in line
