@@ -57,9 +57,9 @@ def questions(file: Path) -> list[Question]:
     return read_questions(file, file.parent)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["qlip", "clip"])
-def engine(request: pytest.FixtureRequest) -> ChatEngine:
-    return ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=request.param))
+@pytest.fixture(scope="module")
+def engine() -> ChatEngine:
+    return ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu"))
 
 
 @pytest.fixture
@@ -82,7 +82,9 @@ def asked_singly(engine: ChatEngine, questions: list[Question]) -> list[bool]:
     return [same_answer(text, str(question.answer)) for text, question in zip(said, questions, strict=True)]
 
 
-def test_exact_match_is_the_share_of_right_answers(engine, questions):
+@pytest.mark.parametrize("qlip", [True, False], ids=["qlip", "clip"])
+def test_exact_match_is_the_share_of_right_answers(questions, qlip):
+    engine = ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=qlip))
     right = asked_singly(engine, questions)
     assert 0 < sum(right) < len(right) == 12
     engine.model.train()
