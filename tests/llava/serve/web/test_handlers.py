@@ -26,7 +26,6 @@ from llava.serve.web.page import build_page
 from llava.serve.web.session import CUT, Exchange, Session
 from llava.serve.web.views import NO_PICTURE
 from tests.llava.checkpoints import make_llava_checkpoint
-from tests.llava.serve.engine.engines import GREEDY
 from tests.llava.serve.openai.serving import DEADLINE, Gate, picture
 from tests.llava.serve.web.clients import (
     ALPHA,
@@ -188,7 +187,8 @@ def test_the_question_decides_if_the_visitor_wants_that(new_visitor: NewVisitor,
     assert count(cost) == most.tokens
     asked = f"Your question is first asked about {most.first_tokens} tokens; then the picture is split where it looks"
     assert f"{asked}, into at most {most.tokens}" in cost
-    answer = engine.submit(engine.question(QUESTION, 1), [picture()], GREEDY, QLIPOptions(**options))
+    sampling = Sampling(temperature=0, max_new_tokens=32)
+    answer = engine.submit(engine.question(QUESTION, 1), [picture()], sampling, QLIPOptions(**options))
     text = "".join(answer)
     (side,) = (part for part in steps(visitor, "/compare", QUESTION, *controls(BY_QUESTION))[-1][-1:])
     assert text in side and f"<dd>{answer.usage.visual_tokens}</dd><dt>visual tokens</dt>" in side
