@@ -30,15 +30,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 TESTS = Path(__file__).parent
 LONGEST = (
-    "llava/serve/web/browser/test_page.py",
-    "llava/serve/web/browser/test_layout.py",
-    "llava/serve/web/browser/test_texts.py",
-    "llava/serve/web/browser/test_picture_actions.py",
-    "llava/serve/web/browser/test_question_box.py",
-    "llava/serve/web/browser/test_page_script.py",
-    "llava/serve/web/browser/test_presses.py",
-    "llava/serve/web/browser/test_leaves.py",
+    "llava/serve/web/test_browser.py",
     "llava/eval/test_ray_batch.py",
+    "llava/serve/web/test_texts.py",
     "scripts/test_soak.py",
     "llava/train/test_processes.py",
     "llava/serve/test_ray_app.py",
@@ -61,8 +55,7 @@ LONGEST = (
     "playground/test_checkpoint.py",
     "scripts/bench/test_cost.py",
 )
-"""Files that take longest; they start first, so that no process waits for another's last file. Those that share a
-browser follow each other."""
+"""Files that take longest; they start first, so that no process waits for another's last file."""
 
 Photograph = Callable[..., torch.Tensor]
 

@@ -1,8 +1,8 @@
-"""Fixtures for tests of the web demo: an engine on the embedded model, its page, and clients of the page."""
+"""Fixtures for tests of the web demo: an engine on the embedded model, and a browser."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -14,7 +14,7 @@ from llava.serve.web.backend import EngineBackend
 from llava.serve.web.handlers import Demo
 from tests.llava.serve.openai.serving import loaded
 from tests.llava.serve.web.clients import FIRST, NewVisitor, show
-from tests.llava.serve.web.pages import page_of
+from tests.llava.serve.web.pages import Pages, Visitor, arrivals, chromium, page_of
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,6 +30,20 @@ def engine() -> Iterator[ChatEngine]:
     """An engine on the embedded model."""
     with closing(ChatEngine(*loaded())) as engine:
         yield engine
+
+
+@pytest.fixture(scope="module")
+def pages() -> Iterator[Pages]:
+    """A browser's pages. Not for the whole session: while it is open, no test can call `asyncio.run`."""
+    with chromium() as browser:
+        yield Pages(browser)
+
+
+@pytest.fixture
+def come(pages: Pages, url: str) -> Iterator[Callable[..., Visitor]]:
+    """Opens the page of the module's `url` for new visitors, and checks their pages at the end."""
+    with arrivals(pages, url) as come:
+        yield come
 
 
 @pytest.fixture(scope="package")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,6 @@ FLAGS = [
     "--use-fake-ui-for-media-stream",
 ]
 DEADLINE = 120_000  # milliseconds; a test that waits longer has failed
-BLANK = "about:blank"
 DESKTOP, PHONE = (1440, 900), (390, 844)
 
 needs_chromium = pytest.mark.skipif(
@@ -87,35 +86,10 @@ class Visitor:
         """Ends the visit. The page is blank then, without what the visit stored, and free for another visitor."""
         for event, note in self.heard.items():
             self.page.remove_listener(event, note)
-        self.page.context.clear_permissions()
-        if not self.page.is_closed() and self.page.url != BLANK:
+        if not self.page.is_closed():
             self.page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
             self.page.context.clear_cookies()
-            self.page.goto(BLANK)
-
-    def check(self) -> None:
-        """Fails where the page has had a problem that no test expected, or has called another host."""
-        problems = [said for said in self.problems if not said.startswith(self.expected)]
-        assert problems == [], problems
-        assert self.hosts <= {"http://127.0.0.1", "data:image", "blob:http"}, self.hosts
-
-    def begin_anew(self) -> None:
-        """Brings the page to the first example and an empty conversation without loading it again."""
-        self.expected = ()
-        self.resize(DESKTOP)
-        self.close_toasts()
-        self.at("#clear").click()
-        self.at("#question textarea").fill("")
-        before = self.view
-        self.at("#examples .gallery-item").first.click()
-        expect(self.at("#seen img")).not_to_have_attribute("src", before or "")
-        expect(self.at("#chat .message")).to_have_count(0)
-        expect(self.at("#strip button")).to_have_count(0)
-        expect(self.at("#compare-card")).not_to_be_visible()
-        expect(self.at("#spent")).to_have_text("")
-
-    def resize(self, size: tuple[int, int]) -> None:
-        self.page.set_viewport_size({"width": size[0], "height": size[1]})
+            self.page.goto("about:blank")
 
     def blocked(self, request: Request) -> None:
         """Strikes out a request that the browser was told not to make."""
@@ -203,11 +177,11 @@ class Pages:
         return page
 
     def put_back(self, page: Page, options: dict[str, Any]) -> None:
-        """Keeps a page for another visitor, or a new one of its context if it was closed."""
+        """Keeps a page for another visitor, unless it was closed."""
         if page.is_closed():
-            page = page.context.new_page()
-            page.set_default_timeout(DEADLINE)
-        self.free.append((options, page))
+            page.context.close()
+        else:
+            self.free.append((options, page))
 
 
 @contextmanager
@@ -215,17 +189,14 @@ def arrivals(pages: Pages, url: str) -> Iterator[Callable[..., Visitor]]:
     """Lets visitors come, and fails the test where their page has a problem or calls another host."""
     visitors: list[tuple[Visitor, dict[str, Any]]] = []
 
-    def arrive(
-        size: tuple[int, int] = DESKTOP, address: str = url, permissions: Sequence[str] = (), **options: Any
-    ) -> Visitor:
-        page = pages.take(size, options)
-        if permissions:
-            page.context.grant_permissions(permissions)
-        visitors.append((Visitor(page, address), options))
+    def arrive(size: tuple[int, int] = DESKTOP, address: str = url, **options: Any) -> Visitor:
+        visitors.append((Visitor(pages.take(size, options), address), options))
         return visitors[-1][0]
 
     yield arrive
     for visitor, options in visitors:
         visitor.leave()
         pages.put_back(visitor.page, options)
-        visitor.check()
+        problems = [said for said in visitor.problems if not said.startswith(visitor.expected)]
+        assert problems == [], problems
+        assert visitor.hosts <= {"http://127.0.0.1", "data:image", "blob:http"}, visitor.hosts

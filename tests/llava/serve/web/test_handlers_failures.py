@@ -200,12 +200,3 @@ def test_what_moderation_refuses_is_not_asked(engine: ChatEngine) -> None:
             with pytest.raises(gr.Error, match="No shouting. Ask something else."):
                 asyncio.run(steps_of(event))
         assert gate.submitted == 0
-
-
-def test_a_reason_to_refuse_a_picture_is_text(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(gr, "Warning", told.append)
-    demo.refuse_picture("<b>.txt is not a picture.")
-    assert told == ["&lt;b&gt;.txt is not a picture."]
-    with pytest.raises(gr.Error, match="Reload the page"):
-        demo.refuse_picture(["no text"])

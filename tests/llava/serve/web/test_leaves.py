@@ -1,10 +1,11 @@
-"""What a visitor learns of single leaves: their size, and their share in the last answer."""
+"""What a visitor learns of single leaves: their size, and their share in the last answer; by pointer and keyboard."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
+from collections.abc import Callable, Iterator
 from html import unescape
 from typing import Any
 
@@ -12,6 +13,7 @@ import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions
@@ -19,11 +21,21 @@ from llava.serve.web.backend import EngineBackend
 from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.controls import CLIP, QLIP
 from llava.serve.web.handlers import Demo
+from llava.serve.web.layout import PageText
 from llava.serve.web.leaf_map import leaf_map
 from llava.serve.web.session import Session
-from llava.serve.web.views import ANSWER, LINES, OUTDATED, VIEWS
+from llava.serve.web.views import ANSWER, LINES, OUTDATED, PICTURE, VIEWS
 from tests.llava.serve.openai.serving import QUESTION, picture
-from tests.llava.serve.web.clients import ALPHA, BUDGET, controls, count, request
+from tests.llava.serve.web.clients import ALPHA, BUDGET, FIRST, controls, count, request
+from tests.llava.serve.web.pages import PHONE, Visitor, needs_chromium, page_of
+
+LINE = "#leaf"
+
+
+@pytest.fixture(scope="module")
+def url(demo: Demo) -> Iterator[str]:
+    with page_of(demo, PageText(examples=[FIRST])) as url:
+        yield url
 
 
 def known(html: str) -> Any:
@@ -84,3 +96,32 @@ def test_a_controller_offers_no_explanations() -> None:
     assert demo.views == VIEWS
     with pytest.raises(gr.Error, match="it must be one of Picture"):
         demo.set_view(request("a"), Session(picture()), ANSWER, *controls())
+
+
+def name_of(visitor: Visitor, view: str) -> Any:
+    return visitor.page.locator("#view label", has_text=view)
+
+
+@needs_chromium
+def test_the_leaf_under_pointer_tap_or_arrow_keys_is_described(come: Callable[..., Visitor]) -> None:
+    visitor = come().sees_a_picture().greedy()
+    image = visitor.at("#seen img")
+    image.hover(position={"x": 8, "y": 8})
+    expect(visitor.at(LINE)).to_have_text(re.compile(r"^56 × 56 px, 1 of \d+ tokens$"))
+    outline = visitor.at("#leaf-outline").bounding_box()
+    assert outline["width"] == pytest.approx(image.bounding_box()["height"] / 8, abs=2)
+    image.focus()
+    visitor.page.keyboard.press("ArrowRight")
+    assert visitor.at("#leaf-outline").bounding_box()["x"] == pytest.approx(outline["x"] + outline["width"], abs=2)
+
+    visitor.ask(QUESTION)
+    expect(visitor.at("#spent")).to_contain_text("in total")
+    name_of(visitor, ANSWER).click()
+    expect(visitor.at(LINE)).to_have_attribute("data-leaves", re.compile('"shares":\\['))
+    expect(visitor.at("#leaf-outline")).to_have_count(0)
+    visitor.page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+    image.click(position={"x": 60, "y": 60})
+    expect(visitor.at(LINE)).to_have_text(re.compile(r"px, 1 of \d+ tokens, [\d.]+ % of the answer$"))
+    assert visitor.overflow() == []
+    name_of(visitor, PICTURE).click()
+    expect(visitor.at(LINE)).to_have_attribute("data-leaves", re.compile('"shares":null'))

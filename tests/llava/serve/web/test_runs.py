@@ -1,12 +1,36 @@
-"""The last press counts: runs that others end, and what they leave."""
+"""The last press counts: answers and comparisons that others end, in Chromium, and what they leave."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
 
+import pytest
+from playwright.sync_api import expect
+
+from llava.serve.engine import ChatEngine
+from llava.serve.web.backend import EngineBackend
+from llava.serve.web.handlers import Demo
+from llava.serve.web.page import PageText
 from llava.serve.web.runs import COMPARISON, TALK, Runs
 from llava.serve.web.session import Session
+from llava.utils import demo_picture_paths
+from tests.llava.serve.openai.serving import QUESTION, Talker, becomes_idle
+from tests.llava.serve.web.pages import Visitor, needs_chromium, page_of
+
+
+@pytest.fixture(scope="module")
+def url(engine: ChatEngine) -> Iterator[str]:
+    text = PageText("A notice.", [str(path) for path in demo_picture_paths()], [QUESTION])
+    with page_of(Demo(EngineBackend(engine)), text) as url:
+        yield url
+
+
+@pytest.fixture
+def talker(engine: ChatEngine) -> Iterator[Talker]:
+    """A model that says "a purple ring" and then nothing more until it is stopped."""
+    yield Talker(engine, "a purple ring")
+    del engine._generate
 
 
 def test_a_run_whose_press_has_been_overtaken_ends_before_its_first_step() -> None:
@@ -103,3 +127,56 @@ def test_a_run_that_is_stopped_amid_a_step_ends_it() -> None:
 
     assert asyncio.run(stop()) in ([], [1])
     assert closed == [True]
+
+
+@needs_chromium
+def test_whatever_is_pressed_the_last_press_counts_and_the_buttons_fit(
+    come: Callable[..., Visitor], engine: ChatEngine, talker: Talker
+) -> None:
+    visitor = come().sees_a_picture()
+    box, stop, side = (visitor.at(name) for name in ("#question textarea", "#stop", "#side-clip .side-answer"))
+
+    def press(*names: str) -> None:  # within the same task of the browser: no reply comes between
+        visitor.page.evaluate("names => names.forEach(name => document.querySelector(name).click())", list(names))
+
+    def is_idle(questions: list[str]) -> None:
+        press("#stop")
+        expect(stop).to_be_disabled()
+        expect(visitor.at("#regenerate")).to_be_enabled(enabled=bool(questions))
+        expect(visitor.at("#chat .user.message")).to_have_text(questions)
+        assert becomes_idle(engine)
+
+    press("#ask")
+    expect(visitor.page.get_by_text("The question is empty.")).to_be_visible()
+    is_idle([])
+    visitor.ask("One?")
+    expect(visitor.answer).to_have_text("a purple ring")
+    box.fill("Two?")
+    press("#clear", "#ask")
+    expect(visitor.at("#chat .user.message")).to_have_text(["Two?"])
+    expect(visitor.answer).to_have_text("a purple ring")
+    visitor.ask("Three?")
+    expect(visitor.at("#chat .bot.message")).to_have_count(2)
+    is_idle(["Two?", "Three?"])
+    press("#regenerate", "#regenerate")
+    expect(stop).to_be_enabled()
+    expect(visitor.at("#spent")).to_contain_text("to first token")
+    is_idle(["Two?", "Three?"])
+    box.fill("Four?")
+    press("#ask", "#clear")
+    is_idle([])
+    for question in ("Four?", "Five?"):
+        box.fill(question)
+        press("#clear", "#compare")
+        expect(visitor.at("#compare-question")).to_have_text(question)
+        expect(side).to_have_text("a purple ring")
+        is_idle([])
+        expect(side).to_be_visible()
+    press("#compare", "#clear")
+    expect(side).to_be_hidden()
+    is_idle([])
+    expect(side).to_be_hidden()
+    visitor.ask("Six?")
+    expect(visitor.answer).to_have_text("a purple ring")
+    press("#clear", "#stop")
+    is_idle([])

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from playwright.sync_api import expect
 
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
+from llava.serve.web.backend import EngineBackend
 from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.handlers import Demo
 from llava.serve.web.page import PageText
 from llava.serve.workers import controller_app, worker_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.registry import Registry
+from llava.utils import demo_picture_paths
 from tests.llava.serve.openai.serving import (
     MODEL,
     QUESTION,
@@ -26,12 +29,18 @@ from tests.llava.serve.openai.serving import (
     picture,
     served,
 )
-from tests.llava.serve.web.browser.scenes import FILES
 from tests.llava.serve.web.pages import PHONE, Visitor, needs_chromium, page_of
 
+FILES = [str(path) for path in demo_picture_paths()]
 GREEDY = Sampling(temperature=0, max_new_tokens=64)
 
 pytestmark = needs_chromium
+
+
+@pytest.fixture(scope="module")
+def url(engine: ChatEngine) -> Iterator[str]:
+    with page_of(Demo(EngineBackend(engine)), PageText("A notice.", FILES, [QUESTION])) as url:
+        yield url
 
 
 def says(engine: ChatEngine, index: int, question: str = QUESTION, **options: Any) -> str:
@@ -41,28 +50,33 @@ def says(engine: ChatEngine, index: int, question: str = QUESTION, **options: An
     return "".join(answer).strip()
 
 
-def test_an_own_picture_and_an_example_are_asked_about_and_a_file_that_is_no_picture_changes_neither(
-    visitor: Visitor, engine: ChatEngine, tmp_path: Path
-) -> None:
-    (tmp_path / "letter.png").write_text("Dear Sir")
+@pytest.fixture
+def talker(engine: ChatEngine) -> Iterator[Talker]:
+    """A model that says "a purple ring" and then nothing more until it is stopped."""
+    yield Talker(engine, "a purple ring")
+    del engine._generate
+
+
+def test_a_picture_is_uploaded_asked_about_and_answered(come: Callable[..., Visitor], engine: ChatEngine) -> None:
+    visitor = come().sees_a_picture().greedy()
     visitor.upload(FILES[1])
-    before = visitor.view
-    visitor.at("#picture input[type=file]").first.set_input_files(str(tmp_path / "letter.png"))
-    expect(visitor.toast).to_contain_text("Not a readable image")
-    expect(visitor.toast).to_contain_text("Choose another picture.")
-    assert visitor.view == before
-    visitor.ask(QUESTION)  # about the picture of before
+    visitor.ask(QUESTION)
     visitor.has_been_answered(says(engine, 1))
     expect(visitor.at("#chat .user.message")).to_have_text(QUESTION)
     expect(visitor.at("#question textarea")).to_have_value("")
     expect(visitor.at("#spent strong").first).to_have_text(visitor.at("#meter strong").inner_text())
+
+
+def test_examples_are_a_click_away(come: Callable[..., Visitor], engine: ChatEngine) -> None:
+    visitor = come().sees_a_picture().greedy()
+    before = visitor.view
     visitor.at("#examples .gallery-item").nth(2).click()
     expect(visitor.at("#seen img")).not_to_have_attribute("src", before or "")
     visitor.page.get_by_label(f"Select example 1: {QUESTION}").click()
     visitor.has_been_answered(says(engine, 2))
 
 
-def test_an_answer_is_shown_while_it_comes_until_it_is_stopped_or_its_picture_or_visitor_goes(
+def test_an_answer_is_shown_while_it_comes_and_can_be_stopped(
     come: Callable[..., Visitor], engine: ChatEngine, talker: Talker
 ) -> None:
     visitor = come().sees_a_picture()
@@ -74,20 +88,35 @@ def test_an_answer_is_shown_while_it_comes_until_it_is_stopped_or_its_picture_or
     visitor.ask("And now?")
     expect(visitor.at("#chat .user.message")).to_have_count(2)
     expect(visitor.at("#chat .bot.message").first).to_have_text(re.compile("a purple ring *stopped"))
-    for end in (
-        visitor.at("#clear").click,
-        lambda: visitor.upload(FILES[1]),
-        visitor.at("#examples .gallery-item").nth(2).click,
-    ):
+    expect(visitor.answer).to_have_text("a purple ring")
+    visitor.at("#clear").click()
+    expect(visitor.at("#chat .message")).to_have_count(0)
+    assert becomes_idle(engine)
+    assert [answer.finish_reason for answer in talker.answers] == ["cancelled"] * 2
+
+
+def test_another_picture_ends_the_answer_about_the_old_one(
+    come: Callable[..., Visitor], engine: ChatEngine, talker: Talker
+) -> None:
+    visitor = come().sees_a_picture()
+    for change in (lambda: visitor.upload(FILES[1]), lambda: visitor.at("#examples .gallery-item").nth(2).click()):
+        visitor.ask(QUESTION)
         expect(visitor.answer).to_have_text("a purple ring")
-        end()
+        change()
         assert becomes_idle(engine)
         expect(visitor.at("#chat .message")).to_have_count(0)
-        visitor.ask(QUESTION)
+    assert [answer.finish_reason for answer in talker.answers] == ["cancelled"] * 2
+
+
+def test_a_visitor_who_leaves_in_mid_answer_stops_it(
+    come: Callable[..., Visitor], engine: ChatEngine, talker: Talker
+) -> None:
+    visitor = come().sees_a_picture()
+    visitor.ask(QUESTION)
     expect(visitor.answer).to_have_text("a purple ring")
     visitor.page.close()
     assert becomes_idle(engine)
-    assert [answer.finish_reason for answer in talker.answers] == ["cancelled"] * 5
+    assert [answer.finish_reason for answer in talker.answers] == ["cancelled"]
 
 
 def test_the_sliders_and_the_switch_redraw_and_recount_without_the_model(
@@ -117,7 +146,10 @@ def test_the_sliders_and_the_switch_redraw_and_recount_without_the_model(
     assert talker.answers == []
 
 
-def test_a_comparison_shows_both_answers_with_tokens_and_times(visitor: Visitor, engine: ChatEngine) -> None:
+def test_a_comparison_shows_both_answers_with_tokens_and_times(
+    come: Callable[..., Visitor], engine: ChatEngine
+) -> None:
+    visitor = come().sees_a_picture().greedy()
     visitor.at("#question textarea").fill("What colour is the ring?")
     visitor.at("#compare").click()
     for way, options in (("clip", {"enabled": False}), ("qlip", {"enabled": True})):
@@ -130,7 +162,10 @@ def test_a_comparison_shows_both_answers_with_tokens_and_times(visitor: Visitor,
     expect(visitor.at("#chat .message")).to_have_count(0)
 
 
-def test_an_answer_can_be_had_anew_and_the_conversation_cleared(visitor: Visitor, engine: ChatEngine) -> None:
+def test_an_answer_can_be_had_anew_and_the_conversation_cleared(
+    come: Callable[..., Visitor], engine: ChatEngine
+) -> None:
+    visitor = come().sees_a_picture().greedy()
     visitor.page.get_by_role("radio", name="CLIP", exact=True).check(force=True)
     expect(visitor.at("#meter strong")).to_have_text("64")
     visitor.ask(QUESTION)
@@ -144,10 +179,23 @@ def test_an_answer_can_be_had_anew_and_the_conversation_cleared(visitor: Visitor
     expect(visitor.at("#seen img")).to_be_visible()
 
 
-def test_two_visitors_see_their_own_pictures_and_answers(
-    visitor: Visitor, come: Callable[..., Visitor], engine: ChatEngine
+def test_a_file_that_is_no_picture_is_a_toast_that_says_what_to_do(
+    come: Callable[..., Visitor], tmp_path: Path, engine: ChatEngine
 ) -> None:
-    one, other = visitor, come().sees_a_picture().greedy()
+    (tmp_path / "letter.png").write_text("Dear Sir")
+    visitor = come().greedy().sees_a_picture()
+    before = visitor.view
+    visitor.at("#picture input[type=file]").first.set_input_files(str(tmp_path / "letter.png"))
+    toast = visitor.page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text("Not a readable image")
+    expect(toast).to_contain_text("Choose another picture.")
+    assert visitor.view == before
+    visitor.ask(QUESTION)  # about the picture of before
+    visitor.has_been_answered(says(engine, 0))
+
+
+def test_two_visitors_see_their_own_pictures_and_answers(come: Callable[..., Visitor], engine: ChatEngine) -> None:
+    one, other = come().sees_a_picture().greedy(), come().sees_a_picture().greedy()
     one.upload(FILES[1])
     other.upload(FILES[3])
     assert one.view != other.view
@@ -180,7 +228,8 @@ def test_a_picture_comes_from_the_clipboard_and_from_the_camera(come: Callable[.
     expect(visitor.at("#seen img")).to_be_visible()
 
 
-def test_what_an_answer_says_is_never_fetched_from_elsewhere(visitor: Visitor, engine: ChatEngine) -> None:
+def test_what_an_answer_says_is_never_fetched_from_elsewhere(come: Callable[..., Visitor], engine: ChatEngine) -> None:
+    visitor = come().sees_a_picture()
     Talker(engine, "![x](https://elsewhere.example/x.png) <img src='https://elsewhere.example/y.png'> <b>done</b>")
     visitor.ask(QUESTION)
     expect(visitor.answer).to_contain_text("done")
@@ -206,31 +255,18 @@ def test_a_phone_shows_one_column_and_nothing_sticks_out(come: Callable[..., Vis
     assert len(set(cards)) == 1
 
 
-def test_the_chosen_colours_are_kept_and_otherwise_the_system_s_are_followed(come: Callable[..., Visitor]) -> None:
-    visitor = come().sees_a_picture()
-    switch = visitor.at("#appearance")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_follows_the_visitor_s_colours_and_can_be_switched(come: Callable[..., Visitor], scheme: str) -> None:
+    visitor = come(color_scheme=scheme).sees_a_picture()
 
-    def is_dark(dark: bool) -> None:
-        expect(visitor.at("body.dark")).to_have_count(int(dark))
+    def brightness() -> int:
         colour = visitor.page.evaluate("getComputedStyle(document.querySelector('#sees-card')).backgroundColor")
-        assert (sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 < 100) == dark
+        return sum(map(int, re.findall(r"\d+", colour)[:3])) // 3
 
-    def reload() -> None:
-        visitor.page.reload()
-        visitor.sees_a_picture()
-
-    is_dark(False)
-    visitor.page.emulate_media(color_scheme="dark")
-    is_dark(True)
-    reload()
-    is_dark(True)
-    switch.click()
-    is_dark(False)
-    reload()
-    is_dark(False)
-    visitor.page.emulate_media(color_scheme="light")
-    switch.click()
-    is_dark(True)
+    dark = scheme == "dark"
+    assert (brightness() < 100) == dark
+    visitor.at("#appearance").click()
+    assert (brightness() < 100) != dark
 
 
 def test_a_controller_s_models_are_offered_once_they_are_served_and_asked(
@@ -256,4 +292,4 @@ def test_a_controller_s_models_are_offered_once_they_are_served_and_asked(
         settings = {"alpha": 0.8, "max_tokens": 1152}
         visitor.has_been_answered(says(engine, 0, enabled=True, **settings))
         expect(visitor.at("#spent strong").first).to_have_text(str(visitor.tokens))
-        visitor.leave()
+        visitor.page.close()

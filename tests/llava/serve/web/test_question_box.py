@@ -15,7 +15,7 @@ from llava.serve.web.handlers import Demo
 from llava.serve.web.page import PageText
 from tests.llava.serve.openai.serving import QUESTION
 from tests.llava.serve.web.clients import FIRST, SECOND
-from tests.llava.serve.web.pages import Pages, Visitor, arrivals, needs_chromium, page_of
+from tests.llava.serve.web.pages import Visitor, needs_chromium, page_of
 
 pytestmark = needs_chromium
 
@@ -47,14 +47,8 @@ def url(backend: HeldBackend) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def regular(pages: Pages, url: str) -> Iterator[Visitor]:
-    """Somebody who stays on this module's page from test to test."""
-    with arrivals(pages, url) as come:
-        yield come().sees_a_picture()
-
-
-def test_a_suggestion_leaves_a_draft_in_the_box(visitor: Visitor, backend: HeldBackend) -> None:
+def test_a_suggestion_leaves_a_draft_in_the_box(come: Callable[..., Visitor], backend: HeldBackend) -> None:
+    visitor = come().sees_a_picture()
     box, asked = visitor.at("#question textarea"), visitor.at("#chat .user.message")
     box.fill("A draft")
     example = visitor.page.get_by_label(f"Select example 1: {QUESTION}")
@@ -68,9 +62,9 @@ def test_a_suggestion_leaves_a_draft_in_the_box(visitor: Visitor, backend: HeldB
 
 
 def test_a_question_that_waits_for_others_says_so_and_leaves_alone_what_is_typed_meanwhile(
-    visitor: Visitor, come: Callable[..., Visitor], backend: HeldBackend
+    come: Callable[..., Visitor], backend: HeldBackend
 ) -> None:
-    first, second = visitor, come().sees_a_picture()
+    first, second = come().sees_a_picture(), come().sees_a_picture()
     box, waiting, asked = (second.at(name) for name in ("#question textarea", "#waiting", "#chat .user.message"))
     for question, typed in (("One?", "A draft"), ("Two?", "Two?")):
         first.ask("First?")
@@ -96,9 +90,10 @@ def test_a_question_that_waits_for_others_says_so_and_leaves_alone_what_is_typed
 
 @pytest.mark.parametrize(("typed", "left"), [("", "What?"), ("Another?", "Another?")])
 def test_a_question_that_failed_returns_to_an_empty_box_only(
-    visitor: Visitor, backend: HeldBackend, monkeypatch: pytest.MonkeyPatch, typed: str, left: str
+    come: Callable[..., Visitor], backend: HeldBackend, monkeypatch: pytest.MonkeyPatch, typed: str, left: str
 ) -> None:
     monkeypatch.setattr(backend, "failure", "broken")
+    visitor = come().sees_a_picture()
     box = visitor.at("#question textarea")
     visitor.ask("What?")
     expect(visitor.at("#chat .user.message")).to_have_text("What?")
@@ -111,8 +106,9 @@ def test_a_question_that_failed_returns_to_an_empty_box_only(
 
 
 def test_a_question_without_an_answer_returns_to_its_box_when_another_picture_ends_it(
-    visitor: Visitor,
+    come: Callable[..., Visitor],
 ) -> None:
+    visitor = come().sees_a_picture()
     box, asked = visitor.at("#question textarea"), visitor.at("#chat .user.message")
     for number in (1, 0):
         visitor.ask("What?")

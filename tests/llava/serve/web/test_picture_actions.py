@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import gradio as gr
+import pytest
 from playwright.sync_api import Route, expect
 
 from llava.images import DEFAULT_LIMITS
 from llava.serve.engine import ChatEngine
+from llava.serve.web.backend import EngineBackend
+from llava.serve.web.handlers import Demo
+from llava.serve.web.page import PageText
 from tests.llava.serve.openai.serving import QUESTION
-from tests.llava.serve.web.browser.scenes import Held
 from tests.llava.serve.web.clients import FIRST, SECOND, alone
-from tests.llava.serve.web.pages import Visitor, needs_chromium
+from tests.llava.serve.web.pages import Visitor, needs_chromium, page_of
 
 pytestmark = needs_chromium
 
@@ -27,6 +34,40 @@ DROP = """(text) => {
 }"""
 
 CLICK = "(selectors) => { for (const each of selectors) document.querySelector(each).click(); }"  # without a pause
+
+
+class Held:
+    """A function that waits, once it has been closed, until it is opened again."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.opened = function, threading.Event()
+        self.opened.set()
+
+    def __call__(self, *arguments: Any) -> Any:
+        assert self.opened.wait(600)
+        return self.function(*arguments)
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        self.opened.clear()
+        try:
+            yield
+        finally:
+            self.opened.set()
+
+
+@pytest.fixture(scope="module")
+def held(engine: ChatEngine) -> tuple[Demo, Held]:
+    """A demo, and its function that cuts pictures."""
+    demo = Demo(EngineBackend(engine))
+    cut = demo.backend.prepare = Held(demo.backend.prepare)  # type: ignore[method-assign]
+    return demo, cut
+
+
+@pytest.fixture(scope="module")
+def url(held: tuple[Demo, Held]) -> Iterator[str]:
+    with page_of(held[0], PageText("A notice.", [FIRST, SECOND], [QUESTION])) as url:
+        yield url
 
 
 def choose(visitor: Visitor, path: Path | str) -> None:
@@ -163,17 +204,22 @@ def test_an_upload_that_never_ends_is_stopped_and_the_question_that_waited_for_i
     expect_failed_upload(visitor)
 
 
-def test_a_question_waits_for_the_example_chosen_before_it(visitor: Visitor, engine: ChatEngine, cut: Held) -> None:
+def test_a_question_waits_for_the_example_chosen_before_it(
+    come: Callable[..., Visitor], engine: ChatEngine, held: tuple[Demo, Held]
+) -> None:
+    visitor = come().sees_a_picture().greedy()
     visitor.at("#question textarea").fill(QUESTION)
-    with cut.closed():
+    with held[1].closed():
         visitor.page.evaluate(CLICK, ["#examples .gallery-item:nth-child(2)", "#ask"])
         expect(visitor.at("#waiting")).to_have_text("Waiting for the picture…")
     visitor.has_been_answered(alone(engine, SECOND, enabled=True))
     expect(visitor.at("#waiting")).to_have_text("")
 
 
-def test_a_picture_that_takes_long_to_cut_is_said_to_be_cut(come: Callable[..., Visitor], cut: Held) -> None:
-    busy = {"true": "Cutting the picture…", "false": ""}
+def test_a_picture_that_takes_long_to_cut_is_said_to_be_cut(
+    come: Callable[..., Visitor], held: tuple[Demo, Held]
+) -> None:
+    cut, busy = held[1], {"true": "Cutting the picture…", "false": ""}
 
     def is_busy(value: str) -> None:
         expect(visitor.at("#sees-card")).to_have_attribute("aria-busy", value)
@@ -193,3 +239,12 @@ def test_a_picture_that_takes_long_to_cut_is_said_to_be_cut(come: Callable[..., 
             act()
             is_busy("true")
         is_busy("false")
+
+
+def test_a_reason_to_refuse_a_picture_is_text(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(gr, "Warning", told.append)
+    demo.refuse_picture("<b>.txt is not a picture.")
+    assert told == ["&lt;b&gt;.txt is not a picture."]
+    with pytest.raises(gr.Error, match="Reload the page"):
+        demo.refuse_picture(["no text"])

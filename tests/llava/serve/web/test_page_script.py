@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
 from llava.serve.engine import ChatEngine
+from llava.serve.web.backend import EngineBackend
+from llava.serve.web.handlers import Demo
+from llava.serve.web.page import PageText
+from llava.utils import demo_picture_paths
 from tests.llava.serve.openai.serving import QUESTION
 from tests.llava.serve.web.clients import SECOND, alone
-from tests.llava.serve.web.pages import Visitor, needs_chromium
+from tests.llava.serve.web.pages import Visitor, needs_chromium, page_of
 
 pytestmark = needs_chromium
 
@@ -25,8 +29,15 @@ PASTE = """([name, data, target, text]) => {
 }"""
 
 
+@pytest.fixture(scope="module")
+def url(engine: ChatEngine) -> Iterator[str]:
+    with page_of(Demo(EngineBackend(engine)), PageText("", [str(path) for path in demo_picture_paths()[:1]])) as url:
+        yield url
+
+
 @pytest.mark.parametrize("target", ["#question textarea", "body"])
-def test_a_pasted_picture_is_opened(visitor: Visitor, engine: ChatEngine, target: str) -> None:
+def test_a_pasted_picture_is_opened(come: Callable[..., Visitor], engine: ChatEngine, target: str) -> None:
+    visitor = come().sees_a_picture().greedy()
     before = visitor.view
     pasted = ["pasted.png", base64.b64encode(Path(SECOND).read_bytes()).decode(), target]
     assert not visitor.page.evaluate(PASTE, pasted)  # nobody else takes it
@@ -35,8 +46,9 @@ def test_a_pasted_picture_is_opened(visitor: Visitor, engine: ChatEngine, target
     visitor.has_been_answered(alone(engine, SECOND, QUESTION, enabled=True))
 
 
-def test_text_that_is_pasted_with_its_picture_stays_text(visitor: Visitor) -> None:
+def test_text_that_is_pasted_with_its_picture_stays_text(come: Callable[..., Visitor]) -> None:
     """As word processors copy it."""
+    visitor = come().sees_a_picture()
     pasted = ["pasted.png", base64.b64encode(Path(SECOND).read_bytes()).decode(), "#question textarea", "Why?"]
     assert visitor.page.evaluate(PASTE, pasted)  # the browser puts the text into the box
 
@@ -57,9 +69,7 @@ def test_a_draft_outlives_a_reload_and_a_question_does_not(come: Callable[..., V
     visitor.page.wait_for_function("() => !sessionStorage.getItem('llava-draft')")
 
 
-def test_a_number_field_keeps_what_was_typed_and_what_is_not_allowed_becomes_the_nearest_value_or_the_last(
-    come: Callable[..., Visitor],
-) -> None:
+def test_a_number_field_keeps_what_was_typed_and_takes_the_nearest_value_allowed(come: Callable[..., Visitor]) -> None:
     visitor = come().sees_a_picture()
     number, slider = (visitor.at(f"#settings-card input[type={kind}]").first for kind in ("number", "range"))
     for typed, shown in (("0.33", "0.33"), ("9", "2")):
@@ -71,7 +81,10 @@ def test_a_number_field_keeps_what_was_typed_and_what_is_not_allowed_becomes_the
     number.blur()
     expect(number).to_have_value("0.5")
 
-    # Typed key by key, so that "999" on the way to "99999" is not taken for what was meant.
+
+def test_what_a_number_field_does_not_allow_becomes_the_nearest_value_or_the_last(come: Callable[..., Visitor]) -> None:
+    """Typed key by key, so that "999" on the way to "99999" is not taken for what was meant."""
+    visitor = come().sees_a_picture()
     number = visitor.at("#budget input[type=number]")
     number.fill("")
     number.press_sequentially("99999")
@@ -92,7 +105,8 @@ def test_a_number_field_keeps_what_was_typed_and_what_is_not_allowed_becomes_the
     expect(visitor.page.get_by_test_id("toast-body")).to_have_count(0)
 
 
-def test_the_chat_follows_an_answer_unless_its_reader_has_scrolled_up(visitor: Visitor) -> None:
+def test_the_chat_follows_an_answer_unless_its_reader_has_scrolled_up(come: Callable[..., Visitor]) -> None:
+    visitor = come().sees_a_picture()
     visitor.ask(QUESTION)
     expect(visitor.at("#spent")).to_contain_text("in total")
     grow = """(lines) => { document.querySelector("#chat .bot.message .md").append("\\n".repeat(lines) + "."); }"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,17 @@ from fastapi.responses import JSONResponse
 from playwright.sync_api import expect
 
 from llava.serve.engine import ChatEngine
+from llava.serve.http.failures import RequestError
+from llava.serve.web.backend import EngineBackend
 from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.handlers import Demo
+from llava.serve.web.moderation import Moderator
 from llava.serve.web.page import PageText
+from llava.utils import demo_picture_paths
 from tests.llava.serve.openai.serving import QUESTION, Gate, Talker, becomes_idle, served
-from tests.llava.serve.web.browser.scenes import FILES
 from tests.llava.serve.web.pages import PHONE, Visitor, needs_chromium, page_of
 
+FILES = [str(path) for path in demo_picture_paths()]
 MARKUP = "<b>bold</b> <img src=x onerror=\"document.title='owned'\"> &lt; &amp; <script>document.title='owned'</script>"
 TEXTS = {
     "html": MARKUP,
@@ -30,6 +34,17 @@ TEXTS = {
 TITLE = "LLaVA with QLIP"
 
 pytestmark = needs_chromium
+
+
+@pytest.fixture(scope="module")
+def url(engine: ChatEngine) -> Iterator[str]:
+    class Strict(Moderator):
+        async def check(self, text: str) -> None:
+            if "shouting" in text:
+                raise RequestError(400, "flagged", f"no {text}")
+
+    with page_of(Demo(EngineBackend(engine), Strict("key")), PageText("A notice.", FILES, [QUESTION])) as url:
+        yield url
 
 
 def written(visitor: Visitor, selector: str) -> str:
@@ -116,8 +131,9 @@ def test_the_copy_buttons_work_without_https(
 
 
 def test_comparisons_show_their_questions_as_they_were_written_and_answers_with_their_markdown(
-    visitor: Visitor, engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
+    come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    visitor = come().sees_a_picture()
     for name, text in TEXTS.items():
         reply = f"{text} {name} done"
         talks(engine, monkeypatch, reply)
@@ -132,7 +148,10 @@ def test_comparisons_show_their_questions_as_they_were_written_and_answers_with_
 
 
 @pytest.mark.parametrize("text", ["What is <image>?", f"shouting {MARKUP}"], ids=["image token", "moderation"])
-def test_a_refused_question_is_named_as_it_was_written_and_stays_in_its_box(visitor: Visitor, text: str) -> None:
+def test_a_refused_question_is_named_as_it_was_written_and_stays_in_its_box(
+    come: Callable[..., Visitor], text: str
+) -> None:
+    visitor = come().sees_a_picture()
     visitor.ask(text)
     expect(toast(visitor)).to_contain_text("<image>" if "<image>" in text else MARKUP)
     assert written(visitor, "[data-testid=toast-text]")
@@ -150,16 +169,20 @@ def test_a_question_without_a_picture_stays_in_its_box(come: Callable[..., Visit
 
 
 def test_a_question_that_waits_for_no_room_stays_in_its_box(
-    visitor: Visitor, engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
+    come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine.scheduler, "admitted", engine.scheduler.limits.max_waiting)
+    visitor = come().sees_a_picture()
     visitor.ask("What?")
     expect(toast(visitor)).to_contain_text("try again in")
     expect(box(visitor)).to_have_value("What?")
     expect(visitor.at("#chat .message")).to_have_count(0)
 
 
-def test_a_question_leaves_its_box_when_it_is_taken_on_before_any_answer(visitor: Visitor, engine: ChatEngine) -> None:
+def test_a_question_leaves_its_box_when_it_is_taken_on_before_any_answer(
+    come: Callable[..., Visitor], engine: ChatEngine
+) -> None:
+    visitor = come().sees_a_picture()
     with Gate(engine):
         visitor.ask("What?")
         expect(visitor.at("#chat .user.message")).to_have_text("What?")
@@ -170,8 +193,9 @@ def test_a_question_leaves_its_box_when_it_is_taken_on_before_any_answer(visitor
 
 @pytest.mark.parametrize(("said", "left"), [("", "What?"), ("a purple", "")])
 def test_a_question_returns_to_its_box_if_the_model_fails_before_its_first_text(
-    visitor: Visitor, engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, said: str, left: str
+    come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, said: str, left: str
 ) -> None:
+    visitor = come().sees_a_picture()
     talks(engine, monkeypatch, said, RuntimeError("broken"))
     visitor.ask("What?")
     expect(toast(visitor)).to_contain_text("The model failed")
@@ -190,8 +214,9 @@ def test_an_error_leaves_the_conversation_in_reach(come: Callable[..., Visitor],
 
 
 def test_an_answer_that_cannot_be_had_anew_stays(
-    visitor: Visitor, engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
+    come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    visitor = come().sees_a_picture().greedy()
     visitor.ask(QUESTION)
     expect(visitor.at("#spent")).to_contain_text("in total")
     answer = visitor.answer.inner_text()
@@ -202,9 +227,10 @@ def test_an_answer_that_cannot_be_had_anew_stays(
     assert visitor.answer.inner_text() == answer
 
 
-def test_a_file_s_name_is_never_rendered(visitor: Visitor, tmp_path: Path) -> None:
+def test_a_file_s_name_is_never_rendered(come: Callable[..., Visitor], tmp_path: Path) -> None:
     name = "<img src=x onerror=document.title='owned'>.png"
     (tmp_path / name).write_bytes(Path(FILES[1]).read_bytes())
+    visitor = come().sees_a_picture()
     visitor.upload(str(tmp_path / name))
     assert visitor.page.title() == TITLE
     (tmp_path / name).write_text("Dear Sir")
@@ -238,17 +264,18 @@ def test_what_a_controller_says_is_never_rendered(come: Callable[..., Visitor]) 
         assert written(visitor, "[data-testid=toast-text]")
         expect(box(visitor)).to_have_value("What?")
         visitor.problems[:] = [said for said in visitor.problems if "503" not in said]
-        visitor.leave()
+        visitor.page.close()
 
 
 def test_long_texts_stay_within_the_window(
-    visitor: Visitor, engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
+    come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    visitor = come().sees_a_picture()
     talks(engine, monkeypatch, "<b>" * 60 + " done")
     visitor.ask("x<" * 200)
     expect(visitor.answer).to_contain_text("done")
     for width, height in ((1400, 900), (1024, 800), PHONE):
-        visitor.resize((width, height))
+        visitor.page.set_viewport_size({"width": width, "height": height})
         assert visitor.overflow() == []
         assert visitor.page.evaluate("document.documentElement.scrollWidth") <= width
     visitor.at("#stop").click()
