@@ -19,7 +19,8 @@ from llava.eval.run.batching import BatchLimits
 from llava.eval.run.inputs.checks import check_answered, check_images
 from llava.eval.run.inputs.pictures import prepare_ahead
 from llava.eval.run.inputs.questions import Question, read_lines
-from llava.eval.run.runner import Runner, list_pictures
+from llava.eval.run.runner import Runner
+from llava.eval.run.windows import list_pictures
 from llava.model.vision.preparer import Preparer
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import EngineLimits, Sampling

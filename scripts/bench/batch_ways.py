@@ -21,7 +21,8 @@ from llava.eval.run.batching import BatchLimits
 from llava.eval.run.generate import prompt_ids
 from llava.eval.run.inputs.pictures import prepare_ahead
 from llava.eval.run.inputs.questions import Question, chunk, read_lines
-from llava.eval.run.runner import WINDOW, Runner, list_pictures
+from llava.eval.run.runner import Runner
+from llava.eval.run.windows import WINDOW, list_pictures
 from llava.images import load_image
 from llava.model.builder import load_pretrained_model
 from llava.model.vision.preparer import Preparer

@@ -14,7 +14,8 @@ from llava.eval.run.flags import ReadQuestions, read_limits, read_sampling
 from llava.eval.run.inputs.checks import read_inputs
 from llava.eval.run.inputs.pictures import prepare_ahead
 from llava.eval.run.processes import Processes
-from llava.eval.run.runner import WINDOW, Runner, list_pictures
+from llava.eval.run.runner import Runner
+from llava.eval.run.windows import WINDOW, list_pictures
 from llava.model.builder import load_empty_tower
 from llava.model.vision.preparer import Preparer
 from llava.serve.loading import check_model_flags, load_engine, qlip_option

@@ -14,8 +14,7 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,12 @@ from llava.eval.run.answers.jsonl import Row
 from llava.eval.run.answers.metadata import checkpoint_hash, run_settings
 from llava.eval.run.answers.recording import find_unanswered, open_answers, record, report
 from llava.eval.run.batch_run import make_preparer
-from llava.eval.run.batching import BatchLimits
 from llava.eval.run.flags import read_limits, read_sampling
 from llava.eval.run.inputs.checks import read_inputs
-from llava.eval.run.inputs.pictures import pack, unpack
-from llava.eval.run.inputs.questions import Question, read_lines
-from llava.eval.run.runner import Runner, list_pictures
+from llava.eval.run.inputs.pictures import unpack
+from llava.eval.run.inputs.questions import read_lines
+from llava.eval.run.runner import Runner
+from llava.eval.run.shares import PictureStage, read_share, write_shares
 from llava.model.vision.preparer import Preparer
 from llava.serve.loading import check_model_flags, load_engine
 
@@ -40,20 +39,6 @@ BATCHES_PER_TASK = 2
 
 CHAINED = "\n\n(?:The above exception was the direct cause|During handling of the above exception)[^\n]*\n\n"
 """What Python writes between the tracebacks of an error and of the one that was raised from it."""
-
-
-class PictureStage:
-    """Prepares the images of a share."""
-
-    def __init__(self, preparer: Preparer, limits: BatchLimits) -> None:
-        self.preparer = preparer
-        self.limits = limits
-
-    def __call__(self, share: dict[str, Any]) -> dict[str, Any]:
-        """Adds the prepared images, which `Runner.run` takes with the questions."""
-        pictures = list_pictures(read_share(share["questions"]), self.limits)
-        ready = [pack(self.preparer(picture)) for picture in pictures]
-        return {"questions": share["questions"], "ready": pickle.dumps(ready)}
 
 
 class AnswerStage:
@@ -73,21 +58,6 @@ class AnswerStage:
             for batch in self.runner.run(read_share(questions), pictures):
                 rows += [json.dumps(self.make_row(answer)) for answer in batch]
         return {"row": rows}
-
-
-def write_shares(path: Path, asked: Sequence[Question], size: int) -> int:
-    """Writes questions as JSON lines, `size` questions in each; returns the number of lines."""
-    starts = range(0, len(asked), size)
-    with path.open("w", encoding="utf-8") as file:
-        for start in starts:
-            entries = [asdict(question) | {"image": str(question.image)} for question in asked[start : start + size]]
-            file.write(json.dumps({"questions": json.dumps(entries)}) + "\n")
-    return len(starts)
-
-
-def read_share(text: str) -> list[Question]:
-    """Reads one line of `write_shares`."""
-    return [Question(**{**entry, "image": Path(entry["image"])}) for entry in json.loads(text)]
 
 
 def answer_on(args: argparse.Namespace, preparer: Preparer, shares: Path, count: int) -> Iterator[list[Row]]:

@@ -19,6 +19,7 @@ from llava.eval.run.answers.answer import Answer
 from llava.eval.run.batching import BatchLimits, form_batches
 from llava.eval.run.generate import generate, prompt_ids, refine_for_questions, row_seed
 from llava.eval.run.inputs.questions import Question
+from llava.eval.run.windows import find_pictures, split_windows
 from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.image_tokens import ImageTokens
 from llava.model.vision.prepared_image import PreparedImage
@@ -27,9 +28,6 @@ from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import GenerationError, ran_out_of_memory
 from llava.serve.engine.halving import free_and_halve
 from llava.serve.engine.params import Sampling
-
-WINDOW = 4
-"""Full batches' worth of questions in a window."""
 
 CPU_TOKENS = 512
 """Visual tokens that the tower encodes at once on a CPU, where larger passes are slower: they leave its cache."""
@@ -83,8 +81,8 @@ class Runner:
             asked: the questions.
             ready: the images of `list_pictures(asked, limits)`, in that order.
         """
-        for window in _windows(asked, self.limits):
-            yield from self._answer_window(window, {source: next(ready) for source in _pictures(window)})
+        for window in split_windows(asked, self.limits):
+            yield from self._answer_window(window, {source: next(ready) for source in find_pictures(window)})
 
     def _answer_window(
         self, window: Sequence[Question], ready: dict[Source, PreparedImage | Unreadable]
@@ -168,18 +166,3 @@ class Runner:
         for places in form_batches([picture.tokens for _, picture in pictures], limits):
             tokens = encode_prepared(self.engine.model, [pictures[i][1] for i in places])
             encoded.update(zip([pictures[i][0] for i in places], tokens, strict=True))
-
-
-def list_pictures(asked: Sequence[Question], limits: BatchLimits) -> list[Source]:
-    """Lists the images that a run needs, in order; one that several windows need is there for each."""
-    return [source for window in _windows(asked, limits) for source in _pictures(window)]
-
-
-def _windows(asked: Sequence[Question], limits: BatchLimits) -> list[Sequence[Question]]:
-    size = WINDOW * limits.rows
-    return [asked[start : start + size] for start in range(0, len(asked), size)]
-
-
-def _pictures(window: Sequence[Question]) -> dict[Source, None]:
-    """Finds the images of some questions, each once."""
-    return dict.fromkeys(question.image for question in window if question.image is not None)

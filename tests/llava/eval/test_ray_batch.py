@@ -21,7 +21,6 @@ from ray.exceptions import ActorDiedError, RayTaskError, UserCodeException
 from llava.eval import model_vqa_loader, ray_batch
 from llava.eval.run import cluster
 from llava.eval.run.answers.jsonl import Row
-from llava.eval.run.inputs.questions import Question
 from llava.model.vision.preparer import Preparer
 from playground.scenes import PRESETS, scene
 
@@ -158,15 +157,6 @@ def test_faults_become_error_rows(flags: list[str], tmp_path: Path, monkeypatch:
     assert ray_batch.main(arguments) == 1
     assert "no such image file" in json.loads((tmp_path / "a.errors.jsonl").read_text())["error"]
     assert (tmp_path / "a.jsonl").read_text().count("\n") == 1
-
-
-def test_shares_come_back_as_they_were_written(tmp_path: Path) -> None:
-    asked = [
-        Question(i, f"p{i}\u2028", f"t{i}", Path(f"/x/{i}.png"), f"{i}.png", {"round_id": i}, index=i) for i in range(5)
-    ]
-    assert cluster.write_shares(tmp_path / "s.jsonl", asked, 2) == 3
-    lines = (tmp_path / "s.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    assert [pair for line in lines for pair in cluster.read_share(json.loads(line)["questions"])] == asked
 
 
 def raised_in_a_stage(error: Exception) -> RayTaskError:

@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 
 from llava.eval.run import runner as module
+from llava.eval.run import windows
 from llava.eval.run.answers.answer import Answer
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.generate import prompt_ids
 from llava.eval.run.inputs.pictures import prepare_ahead
 from llava.eval.run.inputs.questions import Question
-from llava.eval.run.runner import Runner, list_pictures
+from llava.eval.run.runner import Runner
+from llava.eval.run.windows import list_pictures
 from llava.model.builder import load_pretrained_model
 from llava.model.vision.prepared_image import PreparedImage
 from llava.model.vision.preparer import Preparer
@@ -123,7 +125,7 @@ def test_a_picture_is_encoded_once_in_a_window(
     seen: list[int] = []
     tower = engine.model.get_vision_tower()
     handle = tower.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
-    monkeypatch.setattr(module, "WINDOW", 9)
+    monkeypatch.setattr(windows, "WINDOW", 9)
     answers(Runner(engine, GREEDY, limits=BatchLimits(2)), asked)
     handle.remove()
     assert sum(seen) == 4  # all 17 questions are in one window of 18

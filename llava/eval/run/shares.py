@@ -1,0 +1,48 @@
+"""Shares of a cluster's questions, and the stage that prepares their images.
+
+Workers that prepare images import this module, and no library of models with it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llava.eval.run.batching import BatchLimits
+from llava.eval.run.inputs.pictures import pack
+from llava.eval.run.inputs.questions import Question
+from llava.eval.run.windows import list_pictures
+from llava.model.vision.preparer import Preparer
+
+
+def write_shares(path: Path, asked: Sequence[Question], size: int) -> int:
+    """Writes questions as JSON lines, `size` questions in each; returns the number of lines."""
+    starts = range(0, len(asked), size)
+    with path.open("w", encoding="utf-8") as file:
+        for start in starts:
+            entries = [asdict(question) | {"image": str(question.image)} for question in asked[start : start + size]]
+            file.write(json.dumps({"questions": json.dumps(entries)}) + "\n")
+    return len(starts)
+
+
+def read_share(text: str) -> list[Question]:
+    """Reads one line of `write_shares`."""
+    return [Question(**{**entry, "image": Path(entry["image"])}) for entry in json.loads(text)]
+
+
+class PictureStage:
+    """Prepares the images of a share."""
+
+    def __init__(self, preparer: Preparer, limits: BatchLimits) -> None:
+        self.preparer = preparer
+        self.limits = limits
+
+    def __call__(self, share: dict[str, Any]) -> dict[str, Any]:
+        """Adds the prepared images, which `Runner.run` takes with the questions."""
+        pictures = list_pictures(read_share(share["questions"]), self.limits)
+        ready = [pack(self.preparer(picture)) for picture in pictures]
+        return {"questions": share["questions"], "ready": pickle.dumps(ready)}
