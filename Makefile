@@ -18,8 +18,9 @@ COMPILE := PYTHONDONTWRITEBYTECODE= $(RUN) -c "import llava.serve.engine.chat_en
 COMPILE_DEV := PYTHONDONTWRITEBYTECODE= $(RUN) -c \
     "import gradio, hypothesis, matplotlib.pyplot, openai, playwright.sync_api, ray, schemathesis, scipy.ndimage"
 
-# Processes that run the tests, one thread each, about 1.5 GB each; many tests wait for programs that they start.
-JOBS ?= 2
+# Processes that run the tests, one thread each, about 1.5 GB each. Three keep two cores busy: many tests wait for programs
+# that they start.
+JOBS ?= 3
 
 export PROMPT
 export TOKENIZERS_PARALLELISM := false
