@@ -13,6 +13,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # pip would compile all modules, which takes it as long as installing them. What a chat loads is compiled, whatever the
 # environment says, and for tests what each of their processes loads besides; all else as it is first imported.
+# Without warnings, since an editable installation has one of several lines.
 PIP := PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 COMPILE := PYTHONDONTWRITEBYTECODE= $(RUN) -c "import llava.serve.engine.chat_engine, llava.model.builder"
 COMPILE_DEV := PYTHONDONTWRITEBYTECODE= $(RUN) -c \
@@ -59,9 +60,10 @@ gpu-check: $(VENV)/installed-dev
 evidence-quick: $(VENV)/installed-dev
 	$(RUN) -m scripts.bench.evidence.quick $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+# A newer pip takes two thirds of the time of Python 3.11's own, which is used where no newer one can be had.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	-@$(PIP) --upgrade pip # a newer one takes two thirds of the time of Python 3.11's own, which does where there is none
+	-@$(PIP) --upgrade pip
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV), a few minutes the first time" >&2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import cache
 from statistics import fmean
 
@@ -20,8 +19,10 @@ from playground.questions import KINDS, V_STAR
 from playground.schedules import shipped_path
 from playground.vocabulary import SIZE
 from qlip import QLIPConfig
+from tests.playground.exams import keep_kinds
 
-SCENES = 16
+BASE_SCENES = 32  # of which some answers may differ by another CPU's rounding, and the bounds still hold
+DETAIL_SCENES = 12
 EMBEDDED = demo_model_path()
 ABLATION = shipped_path("joint")
 """Of the recipe `joint`, whose decoder has seen parts of the grid at gaps."""
@@ -33,17 +34,15 @@ def load(checkpoint, method):
 
 
 @cache
-def score(checkpoint, method, preset, kinds, scenes=SCENES, first=None):
+def score(checkpoint, method, preset, kinds, scenes, first=None):
     """Examines a checkpoint by a tower on a preset's scenes; `first` is a question that is asked before."""
-    exam = examination(PRESETS[preset], 8000, scenes)
-    asked = [[item for item in row if item.kind in kinds] for row in exam.questions]
-    return load(checkpoint, method).take(replace(exam, questions=asked), first)
+    return load(checkpoint, method).take(keep_kinds(examination(PRESETS[preset], 8000, scenes), kinds), first)
 
 
 def mean_accuracy(checkpoint, first=None):
     """The mean over the kinds of questions about base scenes, but for a listing, which is right or wrong as a whole."""
     kinds = tuple(kind for kind in KINDS if kind != "listing")
-    return fmean(score(checkpoint, "clip", "base", kinds, first=first).accuracy.values())
+    return fmean(score(checkpoint, "clip", "base", kinds, BASE_SCENES, first).accuracy.values())
 
 
 @pytest.mark.parametrize(
@@ -64,12 +63,11 @@ def test_the_checkpoint_ships_with_qlip_on(checkpoint):
 
 @pytest.mark.parametrize("checkpoint", [EMBEDDED, ABLATION])
 def test_base_scenes_are_answered_with_the_clip_tower(checkpoint):
-    """With room for four answers of 80 that another CPU's rounding changes; docs/RESULTS.md has the measured shares."""
-    assert mean_accuracy(checkpoint) >= 0.85
+    assert mean_accuracy(checkpoint) >= 0.9
 
 
 def test_a_second_question_is_answered_as_well_as_a_first():
-    assert mean_accuracy(EMBEDDED, "What is in the picture?") >= mean_accuracy(EMBEDDED) - 0.05
+    assert mean_accuracy(EMBEDDED, "What is in the picture?") >= mean_accuracy(EMBEDDED) - 0.02
 
 
 @pytest.mark.parametrize(
@@ -81,6 +79,6 @@ def test_a_second_question_is_answered_as_well_as_a_first():
     ],
 )
 def test_small_objects_need_the_quadtree(checkpoint, most, least, preset):
-    clip, qlip = (score(checkpoint, method, preset, V_STAR, scenes=12) for method in ("clip", "qlip"))
+    clip, qlip = (score(checkpoint, method, preset, V_STAR, DETAIL_SCENES) for method in ("clip", "qlip"))
     assert clip.v_star <= most and qlip.v_star >= least
     assert qlip.tokens <= 1.5 * 64

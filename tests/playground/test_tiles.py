@@ -17,14 +17,10 @@ from playground.questions import V_STAR
 from playground.schedules import CHECKPOINTS, RECIPES, LlavaSchedule, TrainingConfig, shipped_path
 from qlip import QLIPConfig
 from scripts.bench import tiles_accuracy
+from tests.playground.exams import keep_kinds
 
 JOINT = shipped_path("joint")
 """What the recipe begins with."""
-
-
-def v_star_of(exam):
-    """The questions that V* is the mean of."""
-    return replace(exam, questions=[[item for item in row if item.kind in V_STAR] for row in exam.questions])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +53,7 @@ def test_the_finished_checkpoint_holds_the_same_in_half_precision_and_nothing_of
 
 def test_the_shipped_model_of_tiles_sees_small_objects_by_leaves():
     """docs/results/tiles-accuracy.md, on 20 scenes: V* 95 against 60 by random leaves with more tokens."""
-    exam = v_star_of(examination(tiles_accuracy.SCENES["448 px, 12-24 px"], 7601, 20))
+    exam = keep_kinds(examination(tiles_accuracy.SCENES["448 px, 12-24 px"], 7601, 20), V_STAR)
     ways = ("image, budget 128", "random leaves of the image, 128")
     shipped = shipped_path("tiles")
     leaves, random = (Examinee.load(shipped, tiles_accuracy.WAYS[way], "cpu").take(exam) for way in ways)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.builder import load_pretrained_model
 from tests.llava.checkpoints import IMAGE_TOKEN, TEXT, VISION, VOCABULARY, llava_config, llava_state, write_tokenizer
 from tests.weights import randomise
 
@@ -85,3 +87,10 @@ def write_checkpoint(folder: Path, kind: str, oracle: LlavaForConditionalGenerat
     (folder / "config.json").write_text(json.dumps(values))
     write_tokenizer(folder)
     return folder
+
+
+def load_both(kind: str) -> tuple[LlavaForConditionalGeneration, Any]:
+    """Makes an oracle and loads this package's model with its weights."""
+    oracle = make_oracle(kind)
+    with TemporaryDirectory() as folder:
+        return oracle, load_pretrained_model(write_checkpoint(Path(folder), kind, oracle), device="cpu")[1]

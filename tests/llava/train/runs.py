@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llava.train.train import train
+from llava.train.train import main, train
 from tests.llava.checkpoints import write_tokenizer
 from tests.llava.model.language_models import KINDS
 
@@ -63,3 +64,10 @@ def write_text_model(folder: Path, kind: str) -> Path:
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**KINDS[kind])).save_pretrained(folder)
     write_tokenizer(folder)
     return folder
+
+
+def code_and_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """The command's exit code, and its only line of an error."""
+    code = main(arguments)
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("llava-train: error: "))
+    return code, line

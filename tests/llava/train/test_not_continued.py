@@ -10,8 +10,7 @@ import pytest
 
 from llava.train.run import check_same_step, check_whole
 from tests.llava.train.handwritten import write_data
-from tests.llava.train.runs import flags, train_on
-from tests.llava.train.test_run import code_and_error
+from tests.llava.train.runs import code_and_error, flags, train_on
 
 
 @pytest.fixture(scope="module")

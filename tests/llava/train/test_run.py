@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from llava.model.builder import load_pretrained_model
-from llava.train import train as command
 from tests.llava.train.handwritten import write_data
-from tests.llava.train.runs import flags, logged, train_on
+from tests.llava.train.runs import code_and_error, flags, logged, train_on
 
 
 @pytest.fixture(scope="module")
@@ -199,13 +198,6 @@ def test_text_that_is_too_long_is_cut_and_images_never(bases, data, tmp_path):
     ]
     train_on(bases / "llava", data, tmp_path / "short", model_max_length=limit)
     assert logged(tmp_path / "short", "dropped_samples")[-1] == sum(too_long) > 0
-
-
-def code_and_error(arguments, capsys) -> tuple[int, str]:
-    code = command.main(arguments)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("llava-train: error: ")]
-    assert len(lines) == 1
-    return code, lines[0]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,13 @@ TREE = {
 }
 """Leaves of all sizes, and positions of the raster alone."""
 
+TURN_SETTINGS = {
+    "defaults": {},
+    "biased": {**TREE, "llm_size_bias": 1.0},
+    "sequential": {**TREE, "llm_positions": "sequential", "llm_size_bias": 1.0},
+}
+"""For conversations of several turns."""
+
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
 PROMPTS = ["USER: <image>\nwhat? ASSISTANT:", "<image> and <image>: which?", "no picture", "see <image>"]
 PICTURES = [picture(56, 56, 0), picture(112, 168, 1), picture(56, 98, 2), picture(140, 140, 3)]
@@ -168,6 +176,12 @@ PICTURES = [picture(56, 56, 0), picture(112, 168, 1), picture(56, 98, 2), pictur
 def attached(kind: str, **settings: Any) -> Any:
     """(model, processor) of `kind`, attached."""
     return qlip.attach(make_language_model(kind), make_processor(kind), **settings)
+
+
+def pair_kinds(settings: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of kind and settings: LLaVA with each of `settings`, the others with those of `TURN_SETTINGS`."""
+    others = [("llava_next", "defaults"), ("llava_next", "sequential"), ("vipllava", "biased")]
+    return [("llava", name) for name in settings] + others
 
 
 def ask(processor: Any, prompts: list[str], pictures: list[Image.Image]) -> Any:

@@ -9,13 +9,8 @@ import pytest
 import torch
 from transformers import StaticCache
 
-from tests.qlip.integrations.models import GREEDY, TREE, VOCABULARY, ask, attached, picture
+from tests.qlip.integrations.models import GREEDY, TURN_SETTINGS, VOCABULARY, ask, attached, pair_kinds, picture
 
-SETTINGS = {
-    "defaults": {},
-    "biased": {**TREE, "llm_size_bias": 1.0},
-    "sequential": {**TREE, "llm_positions": "sequential", "llm_size_bias": 1.0},
-}
 PROMPTS = ["<image> and", "see it: <image> now"]
 PICTURES = [picture(56, 56, 0), picture(168, 56, 1)]
 """Pictures of different lengths, so that positions and biases of their conversations differ."""
@@ -33,21 +28,16 @@ COPIES = {
 }
 
 
-KINDS = ("llava", "llava_next", "vipllava")
-TALKS = [("llava", name) for name in SETTINGS]
-TALKS += [("llava_next", "defaults"), ("llava_next", "sequential"), ("vipllava", "biased")]
-
-
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=["llava", "llava_next", "vipllava"])
 def kind(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=TALKS, ids="-".join)
+@pytest.fixture(scope="module", params=pair_kinds(TURN_SETTINGS), ids="-".join)
 def read(request):
     """A model, its inputs about an image each, and the cache that they leave."""
     kind, name = request.param
-    model, processor = attached(kind, **SETTINGS[name])
+    model, processor = attached(kind, **TURN_SETTINGS[name])
     inputs = ask(processor, PROMPTS, PICTURES)
     with torch.no_grad():
         return model, inputs, model(**inputs, use_cache=True).past_key_values
@@ -98,7 +88,7 @@ def test_each_row_continues_as_its_conversation_alone(talk, change, made):
 
 @torch.no_grad()
 def test_rows_that_share_their_positions_may_change_their_order():
-    model, processor = attached("llava", **SETTINGS["biased"])
+    model, processor = attached("llava", **TURN_SETTINGS["biased"])
     inputs = ask(processor, [PROMPTS[0]] * 2, [PICTURES[0]] * 2)
     placed = model.place_images(*(inputs[name] for name in ("input_ids", "attention_mask", "leaf_boxes", "leaf_grids")))
     cache = model(**inputs, position_ids=placed.positions[:1], use_cache=True).past_key_values
@@ -111,7 +101,7 @@ def test_rows_that_share_their_positions_may_change_their_order():
 
 @torch.no_grad()
 def test_several_questions_about_one_image_are_generated_from_its_cache():
-    model, processor = attached("llava", **SETTINGS["biased"])
+    model, processor = attached("llava", **TURN_SETTINGS["biased"])
     start = ask(processor, ["see <image>"], PICTURES[1:])
     cache = model(**start, use_cache=True).past_key_values
     cache.batch_repeat_interleave(2)
@@ -124,7 +114,7 @@ def test_several_questions_about_one_image_are_generated_from_its_cache():
 
 @torch.no_grad()
 def test_a_copy_and_its_cache_change_apart():
-    model, processor = attached("llava", **SETTINGS["biased"])
+    model, processor = attached("llava", **TURN_SETTINGS["biased"])
     inputs = ask(processor, PROMPTS, PICTURES)
     cache = model(**inputs, use_cache=True).past_key_values
     other = copy.deepcopy(cache)
@@ -138,7 +128,7 @@ def test_a_copy_and_its_cache_change_apart():
 
 @torch.no_grad()
 def test_a_static_cache_is_reordered_and_stays_one():
-    model, processor = attached("llava", **SETTINGS["biased"])
+    model, processor = attached("llava", **TURN_SETTINGS["biased"])
     inputs = ask(processor, PROMPTS, PICTURES)
     cache = StaticCache(model.config.get_text_config(), max_cache_len=200)
     model(**inputs, past_key_values=cache)
@@ -208,7 +198,7 @@ def test_an_answer_that_ended_earlier_takes_no_positions_in_the_turns_after_it(t
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 3, "do_sample": True}], ids=str)
 def test_several_answers_are_generated_from_a_cache_that_was_repeated_for_them(kind, options):
-    model, processor = attached(kind, **SETTINGS["biased"])
+    model, processor = attached(kind, **TURN_SETTINGS["biased"])
     start = ask(processor, ["see <image>"], PICTURES[1:])
     with torch.no_grad():
         cache = model(**start, use_cache=True).past_key_values
@@ -231,7 +221,7 @@ def test_several_answers_are_generated_from_a_cache_that_was_repeated_for_them(k
 
 
 def test_answers_cannot_be_repeated_from_rows_that_differ(kind):
-    model, processor = attached(kind, **SETTINGS["biased"])
+    model, processor = attached(kind, **TURN_SETTINGS["biased"])
     inputs = ask(processor, PROMPTS, PICTURES)
     with torch.no_grad():
         cache = model(**inputs, use_cache=True).past_key_values

@@ -12,23 +12,24 @@ from transformers import CompileConfig, StaticCache
 
 import qlip
 from qlip.integrations.continuation import read_continuation
-from tests.qlip.integrations.models import GREEDY, PICTURES, TREE, ask, attached, make_vision_model, picture
+from tests.qlip.integrations.models import (
+    GREEDY,
+    PICTURES,
+    TREE,
+    TURN_SETTINGS,
+    ask,
+    attached,
+    make_vision_model,
+    pair_kinds,
+    picture,
+)
 
-SETTINGS = {
-    "defaults": {},
-    "biased": {**TREE, "llm_size_bias": 1.0},
-    "sequential": {**TREE, "llm_positions": "sequential", "llm_size_bias": 1.0},
-    "plain": {**TREE, "llm_positions": "sequential"},
-}
+SETTINGS = {**TURN_SETTINGS, "plain": {**TREE, "llm_positions": "sequential"}}
 QUESTION = torch.tensor([[40, 41, 42, 43]])
 TURN = {**GREEDY, "max_new_tokens": 5, "return_dict_in_generate": True, "output_logits": True}
 
 
-TALKS = [("llava", name) for name in SETTINGS]
-TALKS += [("llava_next", "defaults"), ("llava_next", "sequential"), ("vipllava", "biased")]
-
-
-@pytest.fixture(scope="module", params=TALKS, ids="-".join)
+@pytest.fixture(scope="module", params=pair_kinds(SETTINGS), ids="-".join)
 def first_turn(request):
     """A model, its inputs about two images, and its first answer with the cache."""
     kind, name = request.param

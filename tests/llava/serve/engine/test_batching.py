@@ -29,22 +29,21 @@ REQUESTS: list[dict[str, Any]] = [
     {"qlip": QLIPOptions(alpha=0.3, image_size=112)},
 ]
 
+Outcome = tuple[str, str | None, int]
 
-Told = tuple[str, str | None, int]
 
-
-def tell(answers: list[AnswerStream]) -> list[Told]:
+def outcomes(answers: list[AnswerStream]) -> list[Outcome]:
     """The texts, why they ended, and their numbers of tokens."""
     return [("".join(answer), answer.finish_reason, answer.usage.generated_tokens) for answer in answers]
 
 
 @pytest.fixture(scope="module")
-def alone(pictures: list[Image.Image]) -> list[Told]:
+def alone(pictures: list[Image.Image]) -> list[Outcome]:
     """What transformers' `generate` answers to each request."""
     engine = ChatEngine(*loaded(), limits=EngineLimits(max_batch=1), joins=False)
-    told = tell([submit(engine, picture, **request) for picture, request in zip(cycle(pictures), REQUESTS)])
+    found = outcomes([submit(engine, picture, **request) for picture, request in zip(cycle(pictures), REQUESTS)])
     engine.close()
-    return told
+    return found
 
 
 @pytest.mark.parametrize(
@@ -60,7 +59,7 @@ def test_each_answer_of_a_batch_equals_the_answer_alone(
     new_engine: NewEngine,
     hold: Hold,
     pictures: list[Image.Image],
-    alone: list[Told],
+    alone: list[Outcome],
     limits: dict[str, int],
     groups: list[int],
 ) -> None:
@@ -68,7 +67,7 @@ def test_each_answer_of_a_batch_equals_the_answer_alone(
     gate, first = hold(engine)
     together = [submit(engine, picture, **request) for picture, request in zip(cycle(pictures), REQUESTS)]
     gate.opened.set()
-    assert tell(together) == alone
+    assert outcomes(together) == alone
     assert gate.batches == groups
     assert "".join(first) == alone[0][0]
 

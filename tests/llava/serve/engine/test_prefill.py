@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlavaForConditionalGeneration
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.builder import load_pretrained_model
 from llava.serve.engine.prefill import can_continue, place_prompt, prefill, run_tokens
 from llava.serve.engine.slots import SlotCache
 from llava.serve.engine.streams import run_to_end
-from tests.llava.model.language_models import LONG, PIXELS, PROMPT, make_oracle, write_checkpoint
+from tests.llava.model.language_models import LONG, PIXELS, PROMPT, load_both
 
 NEXT = [40, 41, 42]
 PROMPTS = [PROMPT, PROMPT[:4], [1, 20, 33]]
@@ -25,12 +21,7 @@ LONGS = [LONG, LONG[: LONG.index(30) + 1], [1, 20, 33]]
 IMAGES = [2, 1, 0]
 
 
-@cache
-def load(kind: str) -> tuple[LlavaForConditionalGeneration, Any]:
-    """transformers' Llava, and this package's model with its weights."""
-    oracle = make_oracle(kind)
-    with TemporaryDirectory() as folder:
-        return oracle, load_pretrained_model(write_checkpoint(Path(folder), kind, oracle), device="cpu")[1]
+load = cache(load_both)
 
 
 @pytest.mark.parametrize("most_tokens", [10_000, 100, 7])

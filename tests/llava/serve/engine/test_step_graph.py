@@ -8,8 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,12 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from llava.model.builder import load_pretrained_model
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import step_graph
 from llava.serve.engine.running import RunningRows
 from llava.serve.engine.step_graph import PATIENCE, StepGraph, can_capture
-from tests.llava.model.language_models import PIXELS, PROMPT, make_oracle, write_checkpoint
+from tests.llava.model.language_models import PIXELS, PROMPT, load_both
 from tests.llava.serve.engine.stepping import add, run_rows, step, weigh
 
 PROMPTS = [PROMPT, PROMPT[:4], [1, 20, 33]]
@@ -46,8 +43,7 @@ class Captures:
 
 def load_new(kind: str = "llama 3") -> Any:
     """A model of its own: a model whose steps could not be captured is not tried again."""
-    with TemporaryDirectory() as folder:
-        return load_pretrained_model(write_checkpoint(Path(folder), kind, make_oracle(kind)), device="cpu")[1]
+    return load_both(kind)[1]
 
 
 load = cache(load_new)
