@@ -74,6 +74,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path, len(LONGEST)))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Names a long text by its length: processes send each other the names of all tests."""
+    return f"{argname} of {len(val)}" if isinstance(val, str | bytes) and len(val) > 200 else None
+
+
+def pytest_sessionfinish() -> None:
+    """Exempts everything from the last garbage collections, which take seconds and free what ends with the process."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def photograph() -> Photograph:
     """Makes photographs that ship with scikit-image: (name, height, width) -> float32 (3, height, width).
