@@ -19,7 +19,7 @@ MODEL = "omni-moderation-latest"
 TIMEOUT = 15.0  # seconds
 
 
-class ModerationFailed(RuntimeError):
+class ModerationError(RuntimeError):
     """The service gave no verdict."""
 
 
@@ -53,13 +53,13 @@ class ModerationService:
         """Asks the service whether it flags a text.
 
         Raises:
-            ModerationFailed: it gave no verdict.
+            ModerationError: it gave no verdict.
         """
         try:
             with httpx.Client(timeout=TIMEOUT, verify=tls_context(trust_env=True)) as client:
                 return _verdict(client.post(self.url, **self._request(text)))
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-            raise ModerationFailed(f"moderation gave no verdict: {type(error).__name__}") from error
+            raise ModerationError(f"moderation gave no verdict: {type(error).__name__}") from error
 
     async def aflags(self, text: str) -> bool:
         """`flags`, for an event loop."""
@@ -67,7 +67,7 @@ class ModerationService:
             async with httpx.AsyncClient(timeout=TIMEOUT, verify=tls_context(trust_env=True)) as client:
                 return _verdict(await client.post(self.url, **self._request(text)))
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-            raise ModerationFailed(f"moderation gave no verdict: {type(error).__name__}") from error
+            raise ModerationError(f"moderation gave no verdict: {type(error).__name__}") from error
 
     def _request(self, text: str) -> dict[str, Any]:
         return {"json": {"model": MODEL, "input": text}, "headers": {"Authorization": f"Bearer {self.key}"}}

@@ -203,7 +203,7 @@ def violates_moderation(text: str) -> bool:
 
     Raises:
         ValueError: there is no key.
-        ModerationFailed: the service gave no verdict.
+        ModerationError: the service gave no verdict.
     """
     from llava.moderation import ModerationService  # here, since it imports httpx
 

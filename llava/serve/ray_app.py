@@ -17,7 +17,7 @@ from ray.serve import Application
 from starlette.types import ASGIApp
 
 from llava.command import OneLineParser
-from llava.serve.engine.errors import EngineClosed
+from llava.serve.engine.errors import EngineClosedError
 from llava.serve.http.flags import API_KEY_VARIABLE
 from llava.serve.openai_api import load, make_parser
 
@@ -52,7 +52,7 @@ class Replica:
     def check_health(self) -> None:
         """Fails once the engine is closed, so that Ray Serve replaces the replica."""
         if self.engine.closed:
-            raise EngineClosed
+            raise EngineClosedError
 
     def __del__(self) -> None:
         """Finishes the accepted requests; Ray Serve has stopped sending new ones."""

@@ -25,7 +25,7 @@ NO_DATA = 3
 Rows = dict[str, dict[str, float]]
 
 
-class NotMeasured(Exception):
+class NotMeasuredError(Exception):
     """A number without weights or data, or whose benchmark failed; the message says which."""
 
     def __init__(self, reason: str, failed: bool = False) -> None:
@@ -67,14 +67,14 @@ def measure(script: str, run: Run, model: str, model_path: str, args: argparse.N
         args: of the command.
 
     Raises:
-        NotMeasured: there are no weights or no data, only a part was asked, or the script failed.
+        NotMeasuredError: there are no weights or no data, only a part was asked, or the script failed.
     """
     from llava.model.loading.folder import local_folder
 
     try:
         checkpoint = local_folder(model_path, local_files_only=not args.download)
     except FileNotFoundError:
-        raise NotMeasured(f"no weights ({model_path})") from None
+        raise NotMeasuredError(f"no weights ({model_path})") from None
     name = f"{model}_{Path(model_path).name}_{run.name}"
     folder = with_settings(checkpoint, run.qlip, args.eval_dir / "paper" / name)
     score = args.eval_dir / "paper" / f"{name}_{script}.json"
@@ -82,11 +82,11 @@ def measure(script: str, run: Run, model: str, model_path: str, args: argparse.N
     own = {"EVAL_DIR": str(args.eval_dir), "CKPT": name, "SCORE_FILE": str(score), "PYTHON": args.python}
     code, output = run_script(script, ["--model-path", str(folder), *args.flags], own | {"PROTOCOL": args.protocol})
     if code == NO_DATA:
-        raise NotMeasured(f"no data ({output[0].partition(': ')[2].strip()})")
+        raise NotMeasuredError(f"no data ({output[0].partition(': ')[2].strip()})")
     if code:
-        raise NotMeasured(f"{script}.sh failed ({output[-1].strip() if output else code})", failed=True)
+        raise NotMeasuredError(f"{script}.sh failed ({output[-1].strip() if output else code})", failed=True)
     if not score.is_file():  # the script scores no part of a benchmark
-        raise NotMeasured("--limit: the first questions are answered, and a part has no score")
+        raise NotMeasuredError("--limit: the first questions are answered, and a part has no score")
     return json.loads(score.read_text(encoding="utf-8"))["rows"]
 
 
@@ -112,7 +112,7 @@ def measure_columns(columns: Sequence[Column], args: argparse.Namespace) -> Iter
                 if column.script not in scores:
                     try:
                         scores[column.script] = measure(column.script, run, model, path, args), "", False
-                    except NotMeasured as reason:
+                    except NotMeasuredError as reason:
                         scores[column.script] = None, str(reason), reason.failed
                 rows, note, failed = scores[column.script]
                 ours = None

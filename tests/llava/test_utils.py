@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from llava import utils
-from llava.moderation import ModerationFailed
+from llava.moderation import ModerationError
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_without_a_key_or_a_verdict_nothing_passes(monkeypatch: pytest.MonkeyPat
         utils.violates_moderation("Hello?")
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    with pytest.raises(ModerationFailed, match="gave no verdict"):
+    with pytest.raises(ModerationError, match="gave no verdict"):
         utils.violates_moderation("Hello?")
 
 

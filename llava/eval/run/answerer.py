@@ -10,7 +10,7 @@ from llava.eval.score.choice import label_letter
 from llava.eval.score.parse import find_listed_options, option_letter
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.errors import GenerationError, PromptTooLong
+from llava.serve.engine.errors import GenerationError, PromptTooLongError
 from llava.serve.engine.params import Sampling
 
 
@@ -65,7 +65,7 @@ class Answerer:
             questions: Each about one image.
 
         Raises:
-            PromptTooLong: a prompt and the longest answer exceed the context; raised before anything is computed.
+            PromptTooLongError: a prompt and the longest answer exceed the context; raised before anything is computed.
             GenerationError: the model failed on one of them.
         """
         prompts = [prompt_ids(self.engine, text) for _, text in questions]
@@ -73,8 +73,8 @@ class Answerer:
         for ids, picture, (_, text) in zip(prompts, owners, questions, strict=True):
             try:
                 self.engine.check_length(len(ids) - 1, picture.span.context, self.max_new_tokens)
-            except PromptTooLong as error:
-                raise PromptTooLong(f"{error}; the question is {text!r}") from None
+            except PromptTooLongError as error:
+                raise PromptTooLongError(f"{error}; the question is {text!r}") from None
         lengths = [len(ids) - 1 + len(picture.features) for ids, picture in zip(prompts, owners, strict=True)]
         answers = [""] * len(questions)
         limits = BatchLimits(rows=max(1, len(lengths)), tokens=self.batch_tokens, waste=1.0)

@@ -30,7 +30,7 @@ from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.image_tokens import ImageTokens
 from llava.model.vision.preparer import Preparer, Unreadable
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.errors import PromptTooLong
+from llava.serve.engine.errors import PromptTooLongError
 from llava.serve.engine.params import Sampling
 from llava.serve.engine.prefill import rotates_by_length
 from llava.serve.loading import check_model_flags, load_engine
@@ -88,7 +88,7 @@ def option_losses(engine: ChatEngine, picture: ImageTokens, question: str, optio
         options: The possible answers; an option's loss does not depend on the others.
 
     Raises:
-        PromptTooLong: the longest option exceeds the context.
+        PromptTooLongError: the longest option exceeds the context.
     """
     if len(options) > 1 and rotates_by_length(engine.model):
         return [loss for option in options for loss in option_losses(engine, picture, question, [option])]
@@ -137,7 +137,7 @@ def choose(engine: ChatEngine, preparer: Preparer, question: Question, choice: C
         engine.check_length(len(ids) - 1, picture.context, 0)
         (picture,), (shown,) = refine_for_questions(engine, [ids], [picture], encoded)
         losses = option_losses(engine, shown, choice.question, list(choice.options.values()))
-    except PromptTooLong as error:
+    except PromptTooLongError as error:
         return Answer(question, None, str(error), picture)
     by_letter = dict(zip(choice.options, losses, strict=True))
     if not all(map(math.isfinite, losses)):

@@ -40,7 +40,7 @@ from llava.eval.sweep.plots import Record, describe, format_percent, table, writ
 from llava.images import ImageError, load_image
 from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.errors import PromptTooLong, ran_out_of_memory
+from llava.serve.engine.errors import PromptTooLongError, ran_out_of_memory
 from llava.serve.loading import QLIP_FLAGS, check_model_flags, load_engine
 from qlip.tools.intervals import mean_interval
 
@@ -139,7 +139,7 @@ def measure_all(args: argparse.Namespace, asked: Asked, cells: Sequence[Cell]) -
             try:
                 outcome = measure(answerer, asked)
             except Exception as error:
-                if not (isinstance(error, PromptTooLong) or ran_out_of_memory(error)):
+                if not (isinstance(error, PromptTooLongError) or ran_out_of_memory(error)):
                     raise
                 outcome = " ".join(str(error).split())  # the exception itself would keep the cell's tensors alive
             yield cell, outcome

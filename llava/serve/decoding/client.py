@@ -31,11 +31,11 @@ PIPE_BYTES = 2**20
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR")
 
 
-class Refused(Exception):
+class ImageRefusedError(Exception):
     """A decoder process refused an image and can take the next one."""
 
 
-class Faulty(Exception):
+class DecoderFailedError(Exception):
     """A decoder process failed on an image; the message has the error's type and words, for the server's log alone."""
 
 
@@ -84,8 +84,8 @@ def exchange(
     """Sends a file to a decoder process and reads the image back, resized if `fit` makes it smaller.
 
     Raises:
-        Refused: the process refused the file; the message says why.
-        Faulty: an error that it does not expect; the process should be replaced.
+        ImageRefusedError: the process refused the file; the message says why.
+        DecoderFailedError: an error that it does not expect; the process should be replaced.
         EOFError, OSError: the process has ended.
         RuntimeError: the process was started without pipes.
     """
@@ -101,9 +101,9 @@ def exchange(
         raise EOFError
     reply = json.loads(line)
     if "error" in reply:
-        raise Refused(reply["error"])
+        raise ImageRefusedError(reply["error"])
     if "fault" in reply:
-        raise Faulty(reply["fault"])
+        raise DecoderFailedError(reply["fault"])
     width, height = reply["size"]
     if fit is not None:
         size = fit(width, height)

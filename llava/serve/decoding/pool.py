@@ -16,7 +16,7 @@ from functools import cache
 from PIL import Image
 
 from llava.images import DEFAULT_LIMITS, Fit, ImageError, ImageLimits, ImageOpener
-from llava.serve.decoding.client import Faulty, Refused, end_process, exchange, start_process
+from llava.serve.decoding.client import DecoderFailedError, ImageRefusedError, end_process, exchange, start_process
 from llava.serve.decoding.watchdog import ended_if_it_hangs
 from llava.serve.http.failures import RequestError
 
@@ -126,7 +126,7 @@ class DecoderPool:
             image = self._exchange(process, data, limits, cancellation, fit)
             healthy = True
             return image
-        except Refused as error:
+        except ImageRefusedError as error:
             healthy = True
             raise ImageError(str(error)) from None
         finally:
@@ -155,7 +155,7 @@ class DecoderPool:
         try:
             with ended_if_it_hangs(process, self.idle_seconds, self.wall_seconds):
                 return exchange(process, data, limits, self.cpu_seconds, fit)
-        except Faulty as error:
+        except DecoderFailedError as error:
             logger.warning("an image made its decoder process fail: %r", str(error))
             raise ImageError(UNOPENED) from None
         except (EOFError, OSError):  # the process was killed

@@ -31,7 +31,7 @@ from llava.model.vision.question_budget import awaits_question
 from llava.serve.engine.answer_stream import AnswerStream, Usage, stream_text
 from llava.serve.engine.continuous import ContinuousBatch
 from llava.serve.engine.encoding import encode_answers
-from llava.serve.engine.errors import PromptTooLong
+from llava.serve.engine.errors import PromptTooLongError
 from llava.serve.engine.explain import Explanation, explain_answer
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import SERVER_DEFAULTS, EngineLimits, Sampling
@@ -190,9 +190,9 @@ class ChatEngine:
             shorten: Whether to reduce `max_new_tokens` to what fits the context.
 
         Raises:
-            PromptTooLong: prompt, images and the longest answer exceed the context; checked before the model runs.
-            Overloaded: the queue is full.
-            EngineClosed: the engine is shutting down.
+            PromptTooLongError: prompt, images and the longest answer exceed the context; checked before the model runs.
+            OverloadedError: the queue is full.
+            EngineClosedError: the engine is shutting down.
             ValueError: the number of `<image>` in the prompt differs from that of images, or options are out of range.
             Others: what opening an image raises.
         """
@@ -245,9 +245,9 @@ class ChatEngine:
         self._text_preparers.shutdown(wait=True)
 
     def check_length(self, text: int, visual: int, answer: int) -> None:
-        """Raises PromptTooLong unless the text, the images (`PreparedImage.context`) and the answer fit the context."""
+        """Raises PromptTooLongError unless text, images (`PreparedImage.context`) and answer fit the context."""
         if text + visual + answer > self.context_len:
-            raise PromptTooLong(
+            raise PromptTooLongError(
                 f"{text} text tokens, {visual} positions of images and an answer of up to {answer} "
                 f"exceed the model's context of {self.context_len} tokens"
             )

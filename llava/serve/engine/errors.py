@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 
-class PromptTooLong(ValueError):
+class PromptTooLongError(ValueError):
     """The prompt, its images and the longest answer exceed the model's context."""
 
 
-class Overloaded(RuntimeError):
+class OverloadedError(RuntimeError):
     """The queue is full."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:
@@ -20,7 +20,7 @@ class Overloaded(RuntimeError):
         self.retry_after = retry_after
 
 
-class EngineClosed(RuntimeError):
+class EngineClosedError(RuntimeError):
     """The engine is shutting down."""
 
     def __init__(self) -> None:

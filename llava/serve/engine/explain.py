@@ -47,7 +47,7 @@ class Engine(PromptFormat, Protocol):
         """Queues a request."""
 
     def check_length(self, text: int, visual: int, answer: int) -> None:
-        """Raises PromptTooLong unless all tokens fit the context."""
+        """Raises PromptTooLongError unless all tokens fit the context."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ def explain_answer(
     Raises:
         ValueError: there is no image, the answer is empty or already in the conversation, or the model's tokens have
             no place in the picture (tiles that are not joined to a raster).
-        PromptTooLong, Overloaded, EngineClosed: see `ChatEngine.submit`.
+        PromptTooLongError, OverloadedError, EngineClosedError: see `ChatEngine.submit`.
     """
     if not images:
         raise ValueError("there is no image that the answer could depend on; give at least one")

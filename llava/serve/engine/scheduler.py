@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from llava.serve.engine.answer_stream import AnswerStream
-from llava.serve.engine.errors import EngineClosed, Overloaded, ran_out_of_memory
+from llava.serve.engine.errors import EngineClosedError, OverloadedError, ran_out_of_memory
 from llava.serve.engine.halving import release_tensors, split_after_failure
 from llava.serve.engine.params import GROWTH, EngineLimits
 
@@ -69,16 +69,16 @@ class Scheduler:
         """Reserves a place in the queue for a request; `enqueue` uses it, or `release` gives it back.
 
         Raises:
-            Overloaded: the queue is full.
-            EngineClosed: the scheduler is closed.
+            OverloadedError: the queue is full.
+            EngineClosedError: the scheduler is closed.
         """
         with self._lock:
             if self.closed:
-                raise EngineClosed
+                raise EngineClosedError
             if self.admitted >= self.limits.max_waiting:
                 batches = math.ceil(self.admitted / self.limits.max_batch)
                 seconds = math.ceil(batches * self._batch_seconds)
-                raise Overloaded(self.admitted, min(MAX_RETRY_AFTER, max(1, seconds)))
+                raise OverloadedError(self.admitted, min(MAX_RETRY_AFTER, max(1, seconds)))
             self.admitted += 1
 
     def enqueue(self, answer: AnswerStream) -> None:
@@ -93,7 +93,7 @@ class Scheduler:
         It takes a place in the queue, but no turn: requests that wait do not delay it.
 
         Raises:
-            Overloaded, EngineClosed: see `reserve`.
+            OverloadedError, EngineClosedError: see `reserve`.
             Others: what the work raises.
         """
         self.reserve()

@@ -14,7 +14,7 @@ T = TypeVar("T")
 CLIENT_GONE = 499  # nginx's status for a client that disconnected; it appears in the metrics
 
 
-class ClientGone(Exception):
+class ClientGoneError(Exception):
     """A client disconnected before its reply began."""
 
 
@@ -26,14 +26,14 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         work: What the client waits for.
 
     Raises:
-        ClientGone: the client disconnected first.
+        ClientGoneError: the client disconnected first.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(wait_until_gone(receive))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGone
+            raise ClientGoneError
         return working.result()
     finally:
         working.cancel()
@@ -45,7 +45,7 @@ async def reply_unless_gone(receive: Receive, work: Coroutine[Any, Any, Response
     """Awaits a reply as `unless_gone` does; after a disconnect the reply is empty, with status 499."""
     try:
         return await unless_gone(receive, work)
-    except ClientGone:
+    except ClientGoneError:
         return Response(status_code=CLIENT_GONE)
 
 

@@ -11,7 +11,13 @@ import reprlib
 from dataclasses import dataclass
 from typing import Any
 
-from llava.serve.engine.errors import EngineClosed, GenerationError, Overloaded, PromptTooLong, ran_out_of_memory
+from llava.serve.engine.errors import (
+    EngineClosedError,
+    GenerationError,
+    OverloadedError,
+    PromptTooLongError,
+    ran_out_of_memory,
+)
 from qlip.images.limits import ImageError
 
 logger = logging.getLogger(__name__)
@@ -68,7 +74,7 @@ def explain(error: BaseException) -> Failure:
     failure = _failure(error)
     if isinstance(error, RequestError) and failure.status >= 500:
         logger.warning("%s", failure.message)
-    elif failure.status >= 500 and not isinstance(error, EngineClosed):
+    elif failure.status >= 500 and not isinstance(error, EngineClosedError):
         logger.error("%s", failure.message, exc_info=error)
     return failure
 
@@ -96,11 +102,11 @@ def _failure(error: BaseException) -> Failure:
             return Failure(error.status, error.kind, message, error.retry_after)
         case ImageError():
             return Failure(400, "invalid_image", message)
-        case PromptTooLong():
+        case PromptTooLongError():
             return Failure(400, "context_length_exceeded", message)
-        case Overloaded():
+        case OverloadedError():
             return Failure(429, "overloaded", message, error.retry_after)
-        case EngineClosed():
+        case EngineClosedError():
             return Failure(503, "shutting_down", message, retry_after=10)
         case GenerationError(out_of_memory=True):
             return Failure(503, "out_of_memory", message, retry_after=10)

@@ -12,10 +12,10 @@ from pydantic_core import from_json
 from starlette.types import ASGIApp
 
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.errors import EngineClosed
+from llava.serve.engine.errors import EngineClosedError
 from llava.serve.http.auth import RequireKey, SameOrigin
 from llava.serve.http.bodies import BodyLimit, mark_taken
-from llava.serve.http.disconnects import CLIENT_GONE, ClientGone, unless_gone
+from llava.serve.http.disconnects import CLIENT_GONE, ClientGoneError, unless_gone
 from llava.serve.http.guards import MemoryGuard
 from llava.serve.http.metrics import CountResponses, Metrics
 from llava.serve.openai.chat import APISettings, Chat
@@ -169,7 +169,7 @@ def chat_routes(chat: Chat) -> APIRouter:
         """Answers the last message of a conversation, as one reply or as a stream of events."""
         try:
             reply = await unless_gone(request.receive, chat.begin(asked))
-        except ClientGone:
+        except ClientGoneError:
             return Response(status_code=CLIENT_GONE)
         if asked.stream:
             mark_taken(request.scope)
@@ -212,7 +212,7 @@ def operation_routes(engine: ChatEngine, metrics: Metrics) -> APIRouter:
         """Whether the server accepts requests; needs no key."""
         if engine.closed:
             with refusing():
-                raise EngineClosed
+                raise EngineClosedError
         return Health()
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -13,7 +13,7 @@ from llava.serve.engine.prompting import Turn, build_conversation
 from llava.serve.http.failures import Failure, shorten_value
 from llava.serve.http.limits import RequestLimits
 from llava.serve.http.metrics import Metrics
-from llava.serve.openai.errors import Refusal, refusing
+from llava.serve.openai.errors import RequestRefusedError, refusing
 from llava.serve.openai.fields import QLIPFields
 from llava.serve.openai.requests import ChatRequest, ImagePart
 from llava.serve.openai.stream import Reply
@@ -53,7 +53,7 @@ class Chat:
         """Submits a request to the engine.
 
         Raises:
-            Refusal: the request is invalid, or the engine cannot take it.
+            RequestRefusedError: the request is invalid, or the engine cannot take it.
         """
         self.check_model(asked.model)
         self._check_sizes(asked)
@@ -68,11 +68,11 @@ class Chat:
         return Reply(answer, settings, self.metrics)
 
     def check_model(self, name: str, param: str | None = "model") -> None:
-        """Raises Refusal unless the model is served under this name."""
+        """Raises RequestRefusedError unless the model is served under this name."""
         if name not in self.settings.model_names:
             served = ", ".join(self.settings.model_names)
             message = f"no model {shorten_value(name)} here; this server has {served}"
-            raise Refusal(Failure(404, "model_not_found", message), param)
+            raise RequestRefusedError(Failure(404, "model_not_found", message), param)
 
     def _check_sizes(self, asked: ChatRequest) -> None:
         images = sum(isinstance(part, ImagePart) for message in asked.messages for part in message.content)
@@ -111,7 +111,7 @@ def sampling_of(asked: ChatRequest) -> tuple[Sampling, bool]:
     """Builds the sampling settings; says also whether the request limits the answer's length.
 
     Raises:
-        Refusal: fields contradict each other.
+        RequestRefusedError: fields contradict each other.
     """
     longest = {value for value in (asked.max_tokens, asked.max_completion_tokens) if value is not None}
     with refusing("max_tokens"):

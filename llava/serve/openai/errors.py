@@ -20,7 +20,7 @@ from llava.serve.openai.requests import field_path
 INTERNAL = "internal_error"  # the kind that `explain` gives to an error of the server
 
 
-class Refusal(Exception):
+class RequestRefusedError(Exception):
     """A refused request."""
 
     def __init__(self, failure: Failure, param: str | None = None) -> None:
@@ -35,16 +35,16 @@ class Refusal(Exception):
 
 @contextmanager
 def refusing(param: str | None = None) -> Iterator[None]:
-    """Converts the request's errors, raised by engine or image loader, to a Refusal; passes other errors on."""
+    """Converts errors of the request, raised by engine or image loader, to RequestRefusedError; passes others on."""
     try:
         yield
-    except Refusal:
+    except RequestRefusedError:
         raise
     except Exception as error:
         failure = explain(error)
         if failure.kind == INTERNAL:
             raise
-        raise Refusal(failure, param) from error
+        raise RequestRefusedError(failure, param) from error
 
 
 def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
@@ -60,8 +60,8 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
         failure = replace(failure, message=clip_text(failure.message))
         return error_response(failure, param and clip_text(param), headers)
 
-    @app.exception_handler(Refusal)
-    async def refused(request: Request, error: Refusal) -> Response:
+    @app.exception_handler(RequestRefusedError)
+    async def refused(request: Request, error: RequestRefusedError) -> Response:
         return report(error.failure, error.param)
 
     @app.exception_handler(RequestValidationError)

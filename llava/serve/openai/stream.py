@@ -62,7 +62,7 @@ class Reply:
         """Waits for the end of the answer and builds the reply; None if the client has disconnected, which cancels it.
 
         Raises:
-            Refusal: the model failed.
+            RequestRefusedError: the model failed.
         """
         watch = asyncio.create_task(cancel_when_gone(request, self.answer))
         try:

@@ -5,7 +5,7 @@ Used with `--moderate` and the operator's key. If the service gives no verdict, 
 
 from __future__ import annotations
 
-from llava.moderation import ModerationFailed, ModerationService
+from llava.moderation import ModerationError, ModerationService
 from llava.serve.http.failures import RequestError
 
 
@@ -20,7 +20,7 @@ class Moderator(ModerationService):
         """
         try:
             flagged = await self.aflags(text)
-        except ModerationFailed as error:
+        except ModerationError as error:
             raise RequestError(502, "moderation_failed", "the question could not be checked by moderation") from error
         if flagged:
             raise RequestError(400, "flagged", "the question does not pass moderation")

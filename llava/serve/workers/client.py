@@ -52,7 +52,7 @@ class Timeouts:
     hears from its workers with their next heartbeat."""
 
 
-class WorkerStopped(Exception):
+class WorkerStoppedError(Exception):
     """A worker sends nothing, not even a reply to the question whether it is alive."""
 
 
@@ -152,7 +152,7 @@ class WorkerClient:
             hops: The controllers that have forwarded it.
 
         Raises:
-            WorkerStopped: the worker is not alive.
+            WorkerStoppedError: the worker is not alive.
             httpx.HTTPError: it cannot be reached, or has hung up.
         """
         times = self.timeouts
@@ -180,7 +180,7 @@ class WorkerClient:
         """Yields the body of a worker's answer as it comes.
 
         Raises:
-            WorkerStopped: the worker is not alive any more.
+            WorkerStoppedError: the worker is not alive any more.
             httpx.HTTPError: it has hung up.
         """
         chunks = reply.aiter_raw()
@@ -191,7 +191,7 @@ class WorkerClient:
         """Awaits data from a worker; whenever none has come for `interval` seconds, asks whether the worker is alive.
 
         Raises:
-            WorkerStopped: it is not.
+            WorkerStoppedError: it is not.
         """
         coming = asyncio.ensure_future(work)
         asking: asyncio.Future[bool] | None = None
@@ -203,7 +203,7 @@ class WorkerClient:
                 asking = asyncio.ensure_future(self.is_alive(name))
                 await asyncio.wait({coming, asking}, return_when=asyncio.FIRST_COMPLETED)
                 if not coming.done() and not asking.result():
-                    raise WorkerStopped
+                    raise WorkerStoppedError
             return coming.result()
         finally:
             # Shielded, since a client's disconnect cancels every await here, and the connection would stay open.

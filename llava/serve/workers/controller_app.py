@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llava.serve.engine.errors import EngineClosed
+from llava.serve.engine.errors import EngineClosedError
 from llava.serve.http.addresses import host_of, is_loopback
 from llava.serve.http.auth import RequireKey, SameOrigin
 from llava.serve.http.bodies import BodyLimit, take_body
@@ -167,7 +167,7 @@ class Routes:
         """Says which controller this is, and whether it takes requests for answers."""
         own = {INSTANCE: self.dispatcher.instance}
         if self.dispatcher.stopping:
-            return error_response(explain(EngineClosed()), headers=own)
+            return error_response(explain(EngineClosedError()), headers=own)
         return JSONResponse({"status": "ok"}, headers=own)
 
     async def refresh_all_workers(self, request: Request) -> Response:

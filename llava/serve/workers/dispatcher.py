@@ -11,10 +11,10 @@ from functools import partial
 import httpx
 from starlette.responses import Response
 
-from llava.serve.engine.errors import EngineClosed
+from llava.serve.engine.errors import EngineClosedError
 from llava.serve.http.failures import Failure, RequestError, explain
 from llava.serve.workers import frames, protocol
-from llava.serve.workers.client import REFUSES_CONTROLLER, Timeouts, WorkerClient, WorkerStopped, read_short
+from llava.serve.workers.client import REFUSES_CONTROLLER, Timeouts, WorkerClient, WorkerStoppedError, read_short
 from llava.serve.workers.frames import ErrorCode
 from llava.serve.workers.registry import Registry
 
@@ -141,7 +141,7 @@ class Dispatcher:
             hops: The controllers that have forwarded it.
         """
         if self.stopping:
-            return frames.error_reply(explain(EngineClosed()))
+            return frames.error_reply(explain(EngineClosedError()))
         if self.instance in hops or len(hops) >= MAX_HOPS:
             message = f"the request has passed {len(hops)} controllers; they are registered with each other in a circle"
             return frames.error_reply(Failure(508, "loop_detected", message))
@@ -155,11 +155,11 @@ class Dispatcher:
             tried.append(name)
             try:
                 reply = await self.client.open_answer(name, body, hops)
-            except (httpx.HTTPError, WorkerStopped) as error:
+            except (httpx.HTTPError, WorkerStoppedError) as error:
                 self.registry.finish(name)
                 failure = self._unreachable(name, error)
                 refusal = frames.error_reply(failure, ErrorCode.UNREACHABLE)
-                if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | WorkerStopped):
+                if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | WorkerStoppedError):
                     break
                 continue
             except BaseException:  # the client has disconnected
@@ -187,7 +187,7 @@ class Dispatcher:
                 begun = True
             if not begun:
                 raise ValueError("the reply is empty")
-        except (httpx.HTTPError, WorkerStopped) as error:
+        except (httpx.HTTPError, WorkerStoppedError) as error:
             yield frames.error_frame(self._unreachable(name, error), ErrorCode.UNREACHABLE)
         except ValueError as error:
             logger.error("%s sent an invalid frame: %s", name, error)

@@ -19,7 +19,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.vision.image_tokens import ImageTokens
 from llava.model.vision.preparer import Preparer
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.errors import PromptTooLong
+from llava.serve.engine.errors import PromptTooLongError
 from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path, demo_picture_path
 from tests.llava.eval.files import write_json, write_rows
@@ -66,7 +66,7 @@ def test_an_option_too_long_for_the_context_is_refused(
     engine: ChatEngine, picture: ImageTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "context_len", 40)
-    with pytest.raises(PromptTooLong, match="exceed the model's context of 40"):
+    with pytest.raises(PromptTooLongError, match="exceed the model's context of 40"):
         option_losses(engine, picture, QUESTION, OPTIONS)
 
 

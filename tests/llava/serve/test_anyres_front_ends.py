@@ -20,7 +20,7 @@ from llava.serve import cli
 from llava.serve.decoding import pool
 from llava.serve.decoding.pool import DecoderPool
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.errors import PromptTooLong
+from llava.serve.engine.errors import PromptTooLongError
 from llava.serve.engine.params import SERVER_DEFAULTS, QLIPOptions, Sampling
 from llava.serve.web import views
 from llava.serve.web.backend import EngineBackend
@@ -82,7 +82,7 @@ def test_the_engine_says_what_llava_next_says_and_counts_its_tokens(engine, expe
     engine.context_len = answer.usage.text_tokens + expected[1] + GREEDY.max_new_tokens
     assert engine.ask(TEXT, [IMAGE], GREEDY) == expected[0]
     engine.context_len -= 1
-    with pytest.raises(PromptTooLong, match=f" {expected[1]} positions of images"):
+    with pytest.raises(PromptTooLongError, match=f" {expected[1]} positions of images"):
         engine.ask(TEXT, [IMAGE], GREEDY)
 
 

@@ -14,7 +14,7 @@ from llava.eval.run.answerer import Answerer, is_right, same_answer
 from llava.mm_utils import tokenizer_image_token
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.errors import PromptTooLong
+from llava.serve.engine.errors import PromptTooLongError
 from llava.serve.engine.params import Sampling
 from playground.scenes import PRESETS, scene
 
@@ -131,7 +131,7 @@ def test_what_fits_the_context_is_what_a_chat_takes_and_the_rest_is_refused_befo
         return
     monkeypatch.setattr(engine.model, "forward", lambda *_, **__: pytest.fail("nothing may be computed"))
     words = f"{text} text tokens, {visual} positions of images and an answer of up to 16 exceed the model's"
-    with pytest.raises(PromptTooLong, match=words):
+    with pytest.raises(PromptTooLongError, match=words):
         answerer.answer([picture], [(0, "What?")])
     with pytest.raises(ValueError, match=words):
         engine.ask("What?", pictures[:1], greedy)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from llava.images import ImageError
 from llava.serve.engine.answer_stream import AnswerStream
-from llava.serve.engine.errors import Overloaded
+from llava.serve.engine.errors import OverloadedError
 from tests.llava.serve.engine.engines import FIRST_ANSWER, GREEDY, Hold, NewEngine, submit
 from tests.llava.serve.openai.serving import DEADLINE, QUESTION
 
@@ -88,7 +88,7 @@ def test_a_full_queue_refuses_before_any_picture_is_opened(
     async def ask() -> None:
         await engine.asubmit(engine.question("What?", 1), [open_picture], GREEDY)
 
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         asyncio.run(ask())
     gate.opened.set()
     assert "".join(first) == "".join(second)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine, explain
-from llava.serve.engine.errors import EngineClosed
+from llava.serve.engine.errors import EngineClosedError
 from llava.serve.engine.params import QLIPOptions
 from llava.utils import demo_model_path
 from tests.llava.serve.engine.engines import FIRST_ANSWER, GREEDY, Hold, NewEngine, submit
@@ -192,7 +192,7 @@ def test_a_failure_is_the_callers_and_the_engine_answers_on(
     assert engine.waiting == 0
     assert engine.ask(QUESTION, pictures[:1], GREEDY) == FIRST_ANSWER
     engine.close()
-    with pytest.raises(EngineClosed):
+    with pytest.raises(EngineClosedError):
         engine.explain(QUESTION, pictures[:1], "a ring")
 
 

@@ -16,7 +16,7 @@ from llava.images import load_image
 from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.question_budget import refine_images
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.errors import PromptTooLong
+from llava.serve.engine.errors import PromptTooLongError
 from llava.serve.engine.params import Sampling
 from llava.serve.engine.prompting import Turn, build_conversation, question_start
 from llava.utils import demo_picture_paths
@@ -185,7 +185,7 @@ def test_a_prompt_is_refused_where_the_most_that_it_may_need_exceeds_the_context
     text, most = fits.usage.text_tokens, engine.vision.prepare(pictures[0], settings).tokens
     assert most >= fits.usage.visual_tokens
     monkeypatch.setattr(engine, "context_len", text + most + GREEDY.max_new_tokens - 1)
-    with pytest.raises(PromptTooLong, match=f"{text} text tokens, {most} positions of images"):
+    with pytest.raises(PromptTooLongError, match=f"{text} text tokens, {most} positions of images"):
         submit(engine, pictures[0], ASKED[0], qlip=replace(settings, llm_positions="sequential"))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from llava.serve.engine import chat_engine, scheduler
 from llava.serve.engine.answer_stream import AnswerStream
-from llava.serve.engine.errors import EngineClosed, GenerationError, Overloaded
+from llava.serve.engine.errors import EngineClosedError, GenerationError, OverloadedError
 from llava.serve.engine.params import GROWTH, QLIPOptions, Sampling
 from tests.llava.serve.engine.engines import FIRST_ANSWER, GREEDY, Hold, NewEngine, submit
 from tests.llava.serve.openai.serving import DEADLINE, QUESTION, Gate, picture
@@ -132,7 +132,7 @@ def test_a_full_queue_refuses_a_request_and_answers_the_others(
     engine = new_engine(max_waiting=2)
     gate, first = hold(engine)
     waiting = [submit(engine, pictures[0]) for _ in range(2)]
-    with pytest.raises(Overloaded, match="2 requests are waiting already") as refused:
+    with pytest.raises(OverloadedError, match="2 requests are waiting already") as refused:
         submit(engine, pictures[0])
     assert 1 <= refused.value.retry_after <= 60
     gate.opened.set()
@@ -193,7 +193,7 @@ def test_closing_answers_queued_requests_and_refuses_new_ones(
     gate.opened.set()
     closing.join(DEADLINE)
     assert "".join(first) == "".join(second) != ""
-    with pytest.raises(EngineClosed, match="shutting down"):
+    with pytest.raises(EngineClosedError, match="shutting down"):
         submit(engine, pictures[0])
 
 

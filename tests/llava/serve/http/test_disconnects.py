@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llava.serve.http.disconnects import ClientGone, unless_gone
+from llava.serve.http.disconnects import ClientGoneError, unless_gone
 
 
 class Connection:
@@ -55,7 +55,7 @@ def test_work_is_cancelled_when_its_client_hangs_up():
 
         await unless_gone(connection.receive, work())
 
-    with pytest.raises(ClientGone):
+    with pytest.raises(ClientGoneError):
         asyncio.run(run())
     assert ended == ["cancelled"]
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llava.images import ImageError
-from llava.serve.engine.errors import EngineClosed, GenerationError, Overloaded, PromptTooLong
+from llava.serve.engine.errors import EngineClosedError, GenerationError, OverloadedError, PromptTooLongError
 from llava.serve.http.auth import RequireKey
 from llava.serve.http.bodies import BodyLimit
 from llava.serve.http.failures import Failure, RequestError, explain
@@ -175,9 +175,9 @@ def test_an_international_host_is_known_by_its_name_on_the_wire() -> None:
     ("error", "status", "kind"),
     [
         (ImageError("no picture"), 400, "invalid_image"),
-        (PromptTooLong("too long"), 400, "context_length_exceeded"),
-        (Overloaded(64, 3), 429, "overloaded"),
-        (EngineClosed(), 503, "shutting_down"),
+        (PromptTooLongError("too long"), 400, "context_length_exceeded"),
+        (OverloadedError(64, 3), 429, "overloaded"),
+        (EngineClosedError(), 503, "shutting_down"),
         (GenerationError(RuntimeError("CUDA"), out_of_memory=True), 503, "out_of_memory"),
         (GenerationError(RuntimeError("CUDA")), 500, "model_failed"),
         (ValueError("temperature must be at least 0, got -1"), 400, "invalid_request"),
@@ -196,7 +196,7 @@ def test_each_error_has_its_status_kind_and_text(error: Exception, status: int, 
 
 
 def test_who_is_to_try_again_is_told_when() -> None:
-    assert explain(Overloaded(64, 3)).headers == {"Retry-After": "3"}
+    assert explain(OverloadedError(64, 3)).headers == {"Retry-After": "3"}
     assert Failure(400, "invalid_image", "no").headers == {}
 
 
