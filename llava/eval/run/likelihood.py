@@ -23,7 +23,8 @@ from llava.eval.run.generate import prompt_ids, refine_for_questions
 from llava.eval.run.inputs.checks import read_inputs
 from llava.eval.run.inputs.questions import Question
 from llava.eval.score.choice import right_letter
-from llava.eval.score.parse import find_listed_options, letters
+from llava.eval.score.option_lists import split_options
+from llava.eval.score.parse import letters
 from llava.eval.score.rows import Row, read_json, read_labelled
 from llava.mm_utils import tokenizer_image_token
 from llava.model.vision.encoding import encode_prepared
@@ -69,12 +70,11 @@ def read_choice(question: Row, image_folder: Path) -> Choice:
             raise ValueError(f"{annotation} lists {len(content['options'])} options; there must be at least two")
         others = [letter for letter in letters(26) if letter != label]
         return Choice(content["question"], dict(zip([label, *others], content["options"], strict=False)))
-    options = find_listed_options(question["text"])
-    if len(options) < 2 or label not in options:
-        raise ValueError(
-            f"question {question['question_id']!r} lists the options {options}, and its label is {label!r}"
-        )
-    return Choice(question["text"].split("\n")[0].strip(), options)
+    before, options = split_options(question["text"])
+    if label not in options or not all(options.values()):
+        found = f"question {question['question_id']!r} lists the options {options}, and its label is {label!r}"
+        raise ValueError(f"{found}; it must list the label, and a text for every option")
+    return Choice(before.split("\n")[0].strip(), options)
 
 
 @torch.inference_mode()

@@ -19,6 +19,9 @@ from typing import BinaryIO
 from PIL import Image
 
 from llava.eval.run.inputs.questions import Question, chunk, short_hash
+from llava.eval.score.choice import label_letter
+from llava.eval.score.option_lists import find_listed_options
+from llava.eval.score.parse import letters
 from llava.images import FORMATS, ImageError, read_base64
 from qlip.images.limits import LOCAL_LIMITS, check_header
 from qlip.images.pictures import BROKEN
@@ -78,11 +81,32 @@ def check_asked_images(args: argparse.Namespace, questions: Sequence[Question]) 
 
 
 def check_answered(path: Path, questions: Iterable[Question], remedy: str) -> None:
-    """Raises ValueError if a question of a file is empty or has no right answer; `remedy` says how to give it one."""
+    """Checks that every question of a file can be judged; warns once of answers by letter to no options.
+
+    Args:
+        path: the file.
+        questions: its questions.
+        remedy: says how to give a question a right answer.
+
+    Raises:
+        ValueError: a question is empty or has no right answer.
+    """
     questions = list(questions)
     check_texts(path, questions)
     if unknown := [question.question_id for question in questions if question.answer is None]:
         raise ValueError(f"{path}: question {unknown[0]!r} has no right answer; {remedy}")
+    if unlisted := [question.question_id for question in questions if _lacks_option(question)]:
+        logger.warning(
+            "%s: the right answer to %d of %d questions is a letter that is not among the options that the question"
+            ' lists, for example %r: only an answer equal to it is right; list options as lines, "A. text"',
+            *(path, len(unlisted), len(questions), unlisted[0]),
+        )
+
+
+def _lacks_option(question: Question) -> bool:
+    """Whether the right answer is a letter, and the question lists no such option."""
+    letter = label_letter(str(question.answer))
+    return letter in letters(26) and letter not in find_listed_options(question.text)
 
 
 def check_images(
