@@ -71,13 +71,14 @@ def short_hash(digest: Any) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> list[Question]:
+def read_lines(path: Path, folder: Path, answers_file: Path | None = None, with_answers: bool = True) -> list[Question]:
     """Reads JSON lines of `question_id, image, text` and, if known, `category` and `answer`; images are in `folder`.
 
     Args:
         path: the questions.
         folder: the images.
         answers_file: right answers as `question_id, answer` (or `label`, or `text`), for question files without them.
+        with_answers: whether right answers are needed; False passes over them, of whatever type they are.
 
     Raises:
         ValueError: a line is not a question, a question has none or several answers in the answers file, or there are
@@ -91,7 +92,9 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> li
         name, text, image = (_read_value(f"{path}:{number}", row, key) for key in ("question_id", "text", "image"))
         if answers_file and id_text(name) not in answers:
             raise ValueError(f"{answers_file} has no answer to question {name!r}")
-        answer = answers.get(id_text(name)) if answers_file else _read_own_answer(f"{path}:{number}", row)
+        answer = answers.get(id_text(name))
+        if with_answers and not answers_file:
+            answer = _read_own_answer(f"{path}:{number}", row)
         questions.append(
             Question(
                 question_id=name,
