@@ -19,12 +19,11 @@ from llava.eval.score.rows import (
     Row,
     decode_json,
     id_text,
-    is_missing,
     is_question,
     read_rows,
-    read_table,
     read_text,
 )
+from llava.eval.score.tables import is_missing, read_table
 from llava.text import check_encodable
 
 T = TypeVar("T")
