@@ -71,10 +71,10 @@ def short_hash(digest: Any) -> str:
 
 
 def read_lines(path: Path, folder: Path, answers_file: Path | None = None, with_answers: bool = True) -> list[Question]:
-    """Reads JSON lines of `question_id, image, text` and, if known, `category` and `answer`; images are in `folder`.
+    """Reads JSON lines of `question_id, image, text` and, if known, `category` and `answer`.
 
     Args:
-        path: the questions.
+        path: the questions; an image is a file in `folder`, or a `data:` URL.
         folder: the images.
         answers_file: right answers as `question_id, answer` (or `label`, or `text`), for question files without them.
         with_answers: whether right answers are needed; False passes over them, of whatever type they are.
@@ -96,11 +96,11 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None, with_
             answer = _read_own_answer(f"{path}:{number}", row)
         questions.append(
             Question(
-                question_id=name,
+                name,
                 prompt=text,
                 text=text,
-                image=folder / image,
-                image_name=image,
+                image=find_image(folder, image),
+                image_name=name_image(image),
                 index=len(questions),
                 answer=answer,
                 category=str(row.get("category", "all")),
@@ -109,6 +109,21 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None, with_
     if not questions:
         raise ValueError(f"{path} holds no questions")
     return questions
+
+
+def find_image(folder: Path, image: str) -> str | Path:
+    """Finds the image that a question file names: a file in a folder, or the `data:` URL itself."""
+    return image if is_data_url(image) else folder / image
+
+
+def name_image(image: str) -> str:
+    """Names an image in an answer's row: by its file, or by a hash where the question file holds the image."""
+    return short_hash(sha256(image.encode())) if is_data_url(image) else image
+
+
+def is_data_url(image: str) -> bool:
+    """Whether a question file holds the image itself."""
+    return image[:5].lower() == "data:"
 
 
 def _read_right_answers(path: Path) -> dict[str, str]:
@@ -171,14 +186,14 @@ def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> 
         try:
             name, said, image = entry["id"], entry["conversations"][0]["value"], entry.get("image")
             text = said.replace(DEFAULT_IMAGE_TOKEN, "").strip()
-            file = None if image is None else folder / image
+            file = None if image is None else find_image(folder, image)
         except (AttributeError, KeyError, IndexError, TypeError):
             raise ValueError(f"{path}: entry {number} is not an object with id and conversations") from None
         check_encodable(f"{path}: entry {number}: the question", text)
         if single_pred_prompt:
             text = f"{text}\n{LETTER_ONLY['en']}"
         prompt = text if image is None else f"{DEFAULT_IMAGE_TOKEN}\n{text}"
-        questions.append(Question(name, prompt, text, file, image, index=len(questions)))
+        questions.append(Question(name, prompt, text, file, image and name_image(image), index=len(questions)))
     if not questions:
         raise ValueError(f"{path} holds no questions")
     return questions
@@ -223,7 +238,7 @@ def _make_rounds(row: Mapping[str, str], image: str, ending: str, all_rounds: bo
             break
         options.append(row[letter])
     letters = list(OPTIONS[: len(options)])
-    image_name = short_hash(sha256(image.encode()))
+    image_name = name_image(image)
     stem = row["question"] if is_missing(row["hint"]) else f"{row['hint']}\n{row['question']}"
     name = int(row["index"]) if row["index"].isdecimal() else row["index"]
     questions = []
