@@ -89,6 +89,8 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None, with_
         if missing := [key for key in ("question_id", "image", "text") if key not in row]:
             raise ValueError(f"{path}:{number}: the question has no {', '.join(missing)}")
         name, text, image = (_read_value(f"{path}:{number}", row, key) for key in ("question_id", "text", "image"))
+        if not image:
+            raise ValueError(f"{path}:{number}: image is empty; it must name a file, or be a data: URL")
         if answers_file and id_text(name) not in answers:
             raise ValueError(f"{answers_file} has no answer to question {name!r}")
         answer = answers.get(id_text(name))
@@ -169,6 +171,8 @@ def _read_value(place: str, row: Row, key: str, number: bool = False) -> Any:
 def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> list[Question]:
     """Reads ScienceQA as LLaVA converts it: a list of `id, conversations` and, for a question with an image, `image`.
 
+    An image of null or "" is none, as it is for the scorer and for `scripts/convert_sqa_to_llava.py`.
+
     Args:
         path: the file.
         folder: the images.
@@ -186,10 +190,14 @@ def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> 
         try:
             name, said, image = entry["id"], entry["conversations"][0]["value"], entry.get("image")
             text = said.replace(DEFAULT_IMAGE_TOKEN, "").strip()
-            file = None if image is None else find_image(folder, image)
         except (AttributeError, KeyError, IndexError, TypeError):
             raise ValueError(f"{path}: entry {number} is not an object with id and conversations") from None
         check_encodable(f"{path}: entry {number}: the question", text)
+        if image == "":
+            image = None
+        if image is not None and not isinstance(image, str):
+            raise ValueError(f"{path}: entry {number}: image is {json.dumps(image)[:80]}; it must be a file's name")
+        file = image and find_image(folder, image)
         if single_pred_prompt:
             text = f"{text}\n{LETTER_ONLY['en']}"
         prompt = text if image is None else f"{DEFAULT_IMAGE_TOKEN}\n{text}"

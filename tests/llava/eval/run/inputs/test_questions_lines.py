@@ -104,6 +104,7 @@ def test_only_a_line_feed_ends_a_line_and_blank_lines_do_not_count(tmp_path: Pat
         ([""], None, "holds no questions"),
         ([QUESTION, QUESTION | {"image": None}], None, r"q\.jsonl:2: image is null; it must be text"),
         ([QUESTION | {"image": ["a.png"]}], None, r'q\.jsonl:1: image is \["a\.png"\]; it must be text'),
+        ([QUESTION | {"image": ""}], None, r"q\.jsonl:1: image is empty; it must name a file"),
         ([QUESTION | {"text": 5}], None, r"q\.jsonl:1: text is 5; it must be text"),
         ([QUESTION | {"text": "\ud800"}], None, r"q\.jsonl:1: text contains a lone surrogate, '.ud800'"),
         (
