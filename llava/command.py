@@ -102,20 +102,26 @@ class _StoreLength(argparse.Action):
 
 
 def check_outputs(args: argparse.Namespace, *outputs: str) -> None:
-    """Raises ValueError if a file that flags say to write is one that other flags say to read.
+    """Raises ValueError if a file that a flag says to write is one that another flag says to read or write.
 
     Args:
         args: the parsed flags; those that are paths, and not among `outputs`, are read.
         outputs: names of the attributes that hold files to write; None where a flag is not given.
     """
     given = {name: value if isinstance(value, list) else [value] for name, value in vars(args).items()}
-    for output in outputs:
-        for name, values in given.items():
-            for read in () if name in outputs else values:
-                written = getattr(args, output)
-                if written and isinstance(read, Path) and is_same_file(Path(written), read):
+    for place, output in enumerate(outputs):
+        written = getattr(args, output)
+        others = given.keys() - set(outputs[place:])
+        for name in sorted(others) if written else ():
+            for other in given[name]:
+                if isinstance(other, Path) and _leads_to(Path(written), other):
                     flags = [f"--{flag.replace('_', '-')}" for flag in (output, name)]
                     raise ValueError(f"{flags[0]} {written} is the file of {flags[1]}; name another file to write")
+
+
+def _leads_to(first: Path, second: Path) -> bool:
+    """Whether two paths lead to one file, which may be absent."""
+    return is_same_file(first, second) or os.path.realpath(first) == os.path.realpath(second)
 
 
 def require_parent(out: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
 from llava.eval.eval_mmbench import check_indices
-from llava.eval.score.rows import Key, Row, find_texts, read_answers, read_table
+from llava.eval.score.rows import Key, Row, find_texts, read_answers
+from llava.eval.score.tables import read_table
 
 LEFT_OUT = ("hint", "category", "source", "image", "comment", "l2-category")
 """Columns of the table that the server does not take."""

@@ -16,8 +16,9 @@ from pathlib import Path
 from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.parse import option_letter
 from llava.eval.score.prompts import check_prompts
-from llava.eval.score.rows import Key, Row, check_object, index_rows, is_missing, read_sheet, read_table
+from llava.eval.score.rows import Key, Row, check_object, index_rows
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
+from llava.eval.score.tables import is_missing, read_sheet, read_table
 
 BENCHMARK = Benchmark(
     name="MMBench",

@@ -12,7 +12,8 @@ from typing import Any
 
 from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.choice import chosen_letter, label_letter, labelled_main
-from llava.eval.score.parse import find_listed_options, letters, option_letter
+from llava.eval.score.option_lists import find_listed_options
+from llava.eval.score.parse import letters, option_letter
 from llava.eval.score.rows import Row, read_row
 from llava.eval.score.score import Score, accuracy, accuracy_by
 from llava.eval.score.vqa import normalise_answer

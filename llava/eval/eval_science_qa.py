@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import option_letter
@@ -43,8 +44,8 @@ GROUPS: dict[str, Callable[[Row], bool]] = {
     "NAT": lambda problem: problem["subject"] == "natural science",
     "SOC": lambda problem: problem["subject"] == "social science",
     "LAN": lambda problem: problem["subject"] == "language science",
-    "G1-6": lambda problem: _grade(problem) <= 6,
-    "G7-12": lambda problem: _grade(problem) > 6,
+    "G1-6": lambda problem: read_grade(problem["grade"]) <= 6,
+    "G7-12": lambda problem: read_grade(problem["grade"]) > 6,
 }
 FIELDS = ("choices", "answer", "image", "hint", "subject", "grade")
 PROBLEM_TEXTS = ("question", "hint", "lecture", "solution")
@@ -116,6 +117,11 @@ def read_problem(place: str, problem: Row, fields: Sequence[str]) -> Row:
     index = int(answer) if is_whole else answer
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(choices):
         raise ValueError(f"{place}: answer is {answer!r}; it must be the index of a choice, 0 to {len(choices) - 1}")
+    if "grade" in fields:
+        try:
+            read_grade(problem["grade"])
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
     texts = {name: problem[name] or "" for name in PROBLEM_TEXTS if name in fields}
     if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
         raise ValueError(f"{place}: {wrong[0]} is {problem[wrong[0]]!r}; it must be text")
@@ -163,10 +169,15 @@ def split_by_result(
     return kinds
 
 
-def _grade(problem: Row) -> int:
-    text = str(problem["grade"]).removeprefix("grade")
-    if not text.isdigit():
-        raise ValueError(f"grade is {problem['grade']!r}; it must be 'grade1' to 'grade12'")
+def read_grade(grade: Any) -> int:
+    """Reads the number of a grade, "grade7" or 7.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    text = str(grade).removeprefix("grade")
+    if not text.isdecimal():
+        raise ValueError(f"grade is {grade!r}; it must be 'grade1' to 'grade12'")
     return int(text)
 
 

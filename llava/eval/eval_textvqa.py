@@ -16,7 +16,7 @@ from pathlib import Path
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.rows import Key, Row, format_key, index_rows, place_rows, read_json
 from llava.eval.score.score import Results, Score, accuracy, run_scorer, score_parser
-from llava.eval.score.vqa import soft_accuracy
+from llava.eval.score.vqa import ANNOTATORS, soft_accuracy
 
 BENCHMARK = Benchmark(
     name="TextVQA",
@@ -84,10 +84,13 @@ def index_by_question(results: Results) -> dict[Key, Row]:
     """
     lines = [(place, row | {"place": place}) for place, row in results.rows()]
     said = index_rows(results.path, lines, ("question_id", "prompt", "text"), ("place",)).values()
-    rows = [
-        (row["place"], {**row, "image_id": row["question_id"], "question": find_question(str(row["prompt"]))})
-        for row in said
-    ]
+    rows = []
+    for row in said:
+        try:
+            question = find_question(str(row["prompt"]))
+        except ValueError as error:
+            raise ValueError(f"{row['place']}: {error}") from None
+        rows.append((row["place"], {**row, "image_id": row["question_id"], "question": question}))
     return index_rows(results.path, number_duplicates(rows), ("text",), ("image_id", "question"))
 
 
@@ -109,6 +112,9 @@ def score_files(args: argparse.Namespace) -> Score:
         if not isinstance(row["answers"], list) or not all(isinstance(answer, str) for answer in row["answers"]):
             words = f"{args.annotation_file}: answers of {format_key(key)} is {row['answers']!r}"
             raise ValueError(f"{words}; it must list the annotators' texts")
+        if (count := len(row["answers"])) != ANNOTATORS:
+            words = f"{args.annotation_file}: {format_key(key)} has {count} annotators' answers"
+            raise ValueError(f"{words}; the soft accuracy needs {ANNOTATORS}")
     if args.result_dir is None:
         return score(list(annotations.values()), find_answer_texts(annotations, Results.of(args), args.annotation_file))
     others = (".errors.jsonl", ".limit.jsonl")  # questions without an answer, and answers of a trial

@@ -18,7 +18,7 @@ NAME = "model_vqa_loader"
 
 def read(args: argparse.Namespace) -> list[Question]:
     """Reads the questions that the flags name."""
-    return read_lines(args.question_file, args.image_folder)
+    return read_lines(args.question_file, args.image_folder, with_answers=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -203,7 +203,7 @@ def format_answer(
 
 
 def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, args: argparse.Namespace) -> None:
-    """Reads questions until an empty line or the end of input and streams the answers.
+    """Reads questions until the end of input, or an empty line in a terminal, and streams the answers.
 
     Args:
         engine: answers.

@@ -8,6 +8,8 @@ import sys
 def read_line(prompt: str) -> str:
     """Reads a line, stripped; the end of input reads as an empty one.
 
+    Only a terminal may give an empty line; from a file or a pipe it is skipped, since questions may follow.
+
     In a terminal a first Ctrl-C says how to end the chat, and a second one raises KeyboardInterrupt; elsewhere the
     first one does.
     """
@@ -17,7 +19,9 @@ def read_line(prompt: str) -> str:
             if is_terminal():
                 return input(prompt).strip()
             print_label(prompt)
-            return input("").strip()
+            while not (line := input("").strip()):
+                pass
+            return line
         except EOFError:
             print_label("\n")
             return ""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.command import format_error
 from scripts.paper.runs import Run, make_runs, with_settings
 from scripts.paper.table import Column
 
@@ -67,7 +68,8 @@ def measure(script: str, run: Run, model: str, model_path: str, args: argparse.N
         args: of the command.
 
     Raises:
-        NotMeasuredError: there are no weights or no data, only a part was asked, or the script failed.
+        NotMeasuredError: there are no weights or no data, only a part was asked, the checkpoint is damaged, or the script
+            failed.
     """
     from llava.model.loading.folder import local_folder
 
@@ -75,8 +77,13 @@ def measure(script: str, run: Run, model: str, model_path: str, args: argparse.N
         checkpoint = local_folder(model_path, local_files_only=not args.download)
     except FileNotFoundError:
         raise NotMeasuredError(f"no weights ({model_path})") from None
+    except (OSError, ValueError) as error:
+        raise NotMeasuredError(format_error(error), failed=True) from None
     name = f"{model}_{Path(model_path).name}_{run.name}"
-    folder = with_settings(checkpoint, run.qlip, args.eval_dir / "paper" / name)
+    try:
+        folder = with_settings(checkpoint, run.qlip, args.eval_dir / "paper" / name)
+    except (OSError, ValueError) as error:  # of this checkpoint; another one may be measured
+        raise NotMeasuredError(format_error(error), failed=True) from None
     score = args.eval_dir / "paper" / f"{name}_{script}.json"
     score.unlink(missing_ok=True)
     own = {"EVAL_DIR": str(args.eval_dir), "CKPT": name, "SCORE_FILE": str(score), "PYTHON": args.python}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+from llava.eval.score.rows import read_json
 from llava.eval.score.score import write_json
 from qlip import QLIPConfig
 
@@ -69,7 +69,15 @@ def _paper_run(alpha: float, size: int, prior: Path | None) -> Run:
 
 
 def with_settings(checkpoint: Path, settings: QLIPConfig | None, folder: Path) -> Path:
-    """Makes a folder of links to a checkpoint's files with these settings in its configuration."""
+    """Makes a folder of links to a checkpoint's files with these settings in its configuration.
+
+    Raises:
+        FileNotFoundError: the checkpoint has no config.json.
+        ValueError: its config.json is damaged.
+    """
+    if not (checkpoint / "config.json").is_file():
+        raise FileNotFoundError(f"{checkpoint} has no config.json; expected a LLaVA checkpoint's folder")
+    config = read_json(checkpoint / "config.json", dict)  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     for link in folder.iterdir():
         if link.is_symlink():  # perhaps to another checkpoint's files
@@ -77,6 +85,5 @@ def with_settings(checkpoint: Path, settings: QLIPConfig | None, folder: Path) -
     for file in checkpoint.resolve().iterdir():
         if file.name != "config.json":
             (folder / file.name).symlink_to(file)
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", config | {"qlip": False if settings is None else settings.to_dict()})
     return folder

@@ -1,12 +1,13 @@
-"""Types of numeric flags, and the formatting of a model's failure."""
+"""Types of numeric flags, files that are written, and the formatting of a model's failure."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 
-from llava.command import format_error, integer, real
+from llava.command import check_outputs, format_error, integer, real
 from llava.serve.engine.errors import GenerationError
 
 
@@ -30,3 +31,18 @@ def test_a_number_within_its_bounds_is_taken_and_others_are_repeated_in_the_mess
     for text in refused:
         with pytest.raises(argparse.ArgumentTypeError, match=f"^'{text}' is not allowed; it must be a"):
             kind(text)
+
+
+def test_two_outputs_are_never_one_file(tmp_path: Path) -> None:
+    """The second would replace the first; the file may be absent, and the two names may differ."""
+    (tmp_path / "b").mkdir()
+    first, second = tmp_path / "out", tmp_path / "b" / ".." / "out"
+    args = argparse.Namespace(json=first, output_file=second, other=None)
+    with pytest.raises(ValueError, match=r"--output-file .*out is the file of --json; name another file to write"):
+        check_outputs(args, "json", "output_file", "other")
+    first.symlink_to(tmp_path / "target")
+    args.output_file = tmp_path / "target"
+    with pytest.raises(ValueError, match="is the file of --json"):
+        check_outputs(args, "json", "output_file")
+    args.output_file = tmp_path / "another"
+    check_outputs(args, "json", "output_file", "other")

@@ -130,6 +130,8 @@ def test_a_limit_answers_a_few_questions_without_a_score_and_the_whole_run_conti
     whole = (data / "answers" / "llava-demo.jsonl").read_bytes()
     assert whole.startswith(first)
     assert score(data / "scores" / "llava-demo.json")["random"]["questions"] == 3
+    run("pope", "--limit=3", "--limit", "1")  # all are answered, and one is asked for
+    assert (data / "answers" / "llava-demo.limit.jsonl").read_bytes() == first.split(b"\n")[0] + b"\n"
     run("pope", "--limit", "1", CUDA_VISIBLE_DEVICES="0,1")  # a trial on other machines leaves the whole as it is
     assert (data / "answers" / "llava-demo.jsonl").read_bytes() == whole
 

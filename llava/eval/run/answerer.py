@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from llava.eval.run.batching import BatchLimits, form_batches
 from llava.eval.run.generate import generate, prompt_ids
 from llava.eval.score.choice import label_letter
-from llava.eval.score.parse import find_listed_options, option_letter
+from llava.eval.score.option_lists import find_listed_options
+from llava.eval.score.parse import option_letter
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import GenerationError, PromptTooLongError
@@ -35,7 +36,7 @@ def right_letters(question: str, right: str) -> list[str]:
     """Finds the letters of the options that are the right answer; none where the question lists no such option."""
     options = find_listed_options(question)
     letters = [letter for letter in options if letter == label_letter(right)]
-    return letters or [letter for letter, text in options.items() if same_answer(text, right)]
+    return letters or [letter for letter, text in options.items() if text and same_answer(text, right)]
 
 
 def _bare(text: str) -> str:

@@ -151,7 +151,7 @@ def run(name: str, args: argparse.Namespace) -> int:
     for flag in ("model_path", "model_base"):
         if (path := getattr(args, flag)) is not None and Path(path).is_dir():
             setattr(args, flag, str(Path(path).resolve()))
-    questions = read_inputs(args, lambda args: read_lines(args.question_file, args.image_folder))
+    questions = read_inputs(args, lambda args: read_lines(args.question_file, args.image_folder, with_answers=False))
     preparer = make_preparer(args)
     with open_answers(args, questions) as answers, tempfile.TemporaryDirectory() as scratch:
         args.device = args.device or ("cuda" if args.gpus_per_actor else "cpu")

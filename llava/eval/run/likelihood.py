@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +22,10 @@ from llava.eval.run.answers.metadata import checkpoint_hash, run_settings
 from llava.eval.run.answers.recording import find_unanswered, open_answers, record, report
 from llava.eval.run.generate import prompt_ids, refine_for_questions
 from llava.eval.run.inputs.checks import read_inputs
-from llava.eval.run.inputs.questions import Question
+from llava.eval.run.inputs.questions import Question, find_image, name_image
 from llava.eval.score.choice import right_letter
-from llava.eval.score.parse import find_listed_options, letters
+from llava.eval.score.option_lists import split_options
+from llava.eval.score.parse import letters
 from llava.eval.score.rows import Row, read_json, read_labelled
 from llava.mm_utils import tokenizer_image_token
 from llava.model.vision.encoding import encode_prepared
@@ -60,8 +62,9 @@ def read_choice(question: Row, image_folder: Path) -> Choice:
         ValueError: there are fewer than two options, or the label is not one of them.
     """
     label = right_letter(question, "label")
-    annotation = (image_folder / question["image"]).with_suffix(".json")
-    if annotation.is_file():
+    image = find_image(image_folder, question["image"])
+    annotation = image.with_suffix(".json") if isinstance(image, Path) else None
+    if annotation is not None and os.path.isfile(annotation):  # Path.is_file raises where a name is too long
         content = read_json(annotation, dict)
         if not isinstance(content.get("options"), list) or "question" not in content:
             raise ValueError(f"{annotation} has no question, or no list of options")
@@ -69,12 +72,11 @@ def read_choice(question: Row, image_folder: Path) -> Choice:
             raise ValueError(f"{annotation} lists {len(content['options'])} options; there must be at least two")
         others = [letter for letter in letters(26) if letter != label]
         return Choice(content["question"], dict(zip([label, *others], content["options"], strict=False)))
-    options = find_listed_options(question["text"])
-    if len(options) < 2 or label not in options:
-        raise ValueError(
-            f"question {question['question_id']!r} lists the options {options}, and its label is {label!r}"
-        )
-    return Choice(question["text"].split("\n")[0].strip(), options)
+    before, options = split_options(question["text"])
+    if label not in options or not all(options.values()):
+        found = f"question {question['question_id']!r} lists the options {options}, and its label is {label!r}"
+        raise ValueError(f"{found}; it must list the label, and a text for every option")
+    return Choice(before.split("\n")[0].strip(), options)
 
 
 @torch.inference_mode()
@@ -126,7 +128,7 @@ def prompt_and_answers(engine: ChatEngine, question: str, options: Sequence[str]
 
 def choose(engine: ChatEngine, preparer: Preparer, question: Question, choice: Choice) -> Answer:
     """Chooses an option: the answer's text is its letter, and its row gets the options and their losses."""
-    picture = preparer(str(question.image))
+    picture = preparer(question.image or "")
     if isinstance(picture, Unreadable):
         return Answer(question, None, picture.reason)
     with torch.inference_mode():
@@ -165,8 +167,8 @@ def run(name: str, args: argparse.Namespace) -> int:
                 row["question_id"],
                 choice.question,
                 choice.text,
-                args.image_folder / row["image"],
-                row["image"],
+                find_image(args.image_folder, row["image"]),
+                name_image(row["image"]),
                 index=index,
             )
             for index, (row, choice) in enumerate(zip(rows, choices, strict=True))

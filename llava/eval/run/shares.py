@@ -24,14 +24,25 @@ def write_shares(path: Path, asked: Sequence[Question], size: int) -> int:
     starts = range(0, len(asked), size)
     with path.open("w", encoding="utf-8") as file:
         for start in starts:
-            entries = [asdict(question) | {"image": str(question.image)} for question in asked[start : start + size]]
+            entries = [_write_question(question) for question in asked[start : start + size]]
             file.write(json.dumps({"questions": json.dumps(entries)}) + "\n")
     return len(starts)
 
 
 def read_share(text: str) -> list[Question]:
     """Reads one line of `write_shares`."""
-    return [Question(**{**entry, "image": Path(entry["image"])}) for entry in json.loads(text)]
+    return [_read_question(**entry) for entry in json.loads(text)]
+
+
+def _write_question(question: Question) -> dict[str, Any]:
+    """Converts a question to JSON types, which do not distinguish a file from a `data:` URL."""
+    image = question.image
+    return asdict(question) | {"image": str(image), "is_file": isinstance(image, Path)}
+
+
+def _read_question(image: str, is_file: bool, **fields: Any) -> Question:
+    """Inverts `_write_question`."""
+    return Question(image=Path(image) if is_file else image, **fields)
 
 
 class PictureStage:

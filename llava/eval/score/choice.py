@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from llava.eval.score.parse import find_listed_options, letters, option_letter
+from llava.eval.score.option_lists import find_listed_options
+from llava.eval.score.parse import letters, option_letter
 from llava.eval.score.prompts import check_prompts
 from llava.eval.score.rows import Row, read_labelled
 from llava.eval.score.score import Results, Score, run_scorer, score_parser

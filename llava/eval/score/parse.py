@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from llava.eval.score.option_lists import HEADING
 from llava.eval.score.option_texts import CJK, FULL_WIDTH, WORD, bound_text, drop_article, plain_text, strip_dots
 
 # Decoration around a letter: "(B)", "**B**", "'B'", "【B】", "B."
@@ -71,9 +72,6 @@ _LEADING = re.compile(
     rf"|(?:{_TITLE}{_OPEN})?([a-z])\)(?!{_FAILS}))"
 )
 _ALONE = re.compile(_LETTER)
-_LISTED = re.compile(r"^\s*\(?([A-Z])[).:][^\S\n]*(.+?)\s*$", re.MULTILINE)
-_HEADING = re.compile(r"\b(?i:options|choices)(?:\s+(?i:are|were|given))*\s*[:=]")
-"""Before a list of options; it declares none of them."""
 _DENIED = re.compile(r"(?:\b(?:not|no|without|neither|nor)|n['’]t)\s+(?:(?:an?|the)\s+)?\Z|(?:不是|没有|并非|而非)\Z")
 
 
@@ -105,12 +103,6 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
         if (decision := rule(answer)) is not None:
             return decision[0]
     return None
-
-
-def find_listed_options(question: str) -> dict[str, str]:
-    """Finds the options that a question lists, one per line as "(A) text" or "A. text"; {} unless they are A, B, ..."""
-    listed = dict(_LISTED.findall(question))
-    return listed if len(listed) > 1 and list(listed) == list(letters(len(listed))) else {}
 
 
 def letters(count: int) -> dict[str, str]:
@@ -167,7 +159,7 @@ class _Answer:
         if len(items) < 2:
             return False
         rest = "".join(f"(?:{item}" for item in items[2:]) + ")?" * len(items[2:])
-        pattern = rf"\W*(?:{_HEADING.pattern})?{items[0]}{items[1]}{rest}\s*(?:\n|\Z)"
+        pattern = rf"\W*(?:{HEADING.pattern})?{items[0]}{items[1]}{rest}\s*(?:\n|\Z)"
         return re.match(pattern, self.text, re.IGNORECASE) is not None
 
 
@@ -198,7 +190,7 @@ def _read_several(answer: _Answer) -> _Decision:
 
 def _read_declared(answer: _Answer) -> _Decision:
     """Finds the letter of the last declaration that names an option."""
-    text = _HEADING.sub(_GONE, answer.single) if answer.is_list else answer.single
+    text = HEADING.sub(_GONE, answer.single) if answer.is_list else answer.single
     found = [match[match.lastindex or 0].upper() for match in _DECLARATION.finditer(text)]
     return next(((letter,) for letter in reversed(found) if letter in answer.options), None)
 

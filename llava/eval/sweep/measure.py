@@ -23,7 +23,13 @@ from tqdm import tqdm
 from llava.eval.run.answerer import Answerer, is_right
 from llava.eval.run.answers.jsonl import append_row, replace
 from llava.eval.run.answers.lock import only_run
-from llava.eval.run.inputs.checks import check_answered, check_images, check_question_file
+from llava.eval.run.inputs.checks import (
+    check_answered,
+    check_images,
+    check_question_file,
+    name_embedded,
+    shorten_name,
+)
 from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.sweep.grid import (
     Cell,
@@ -39,6 +45,7 @@ from llava.eval.sweep.grid import (
 from llava.eval.sweep.plots import Record, describe, format_percent, table, write_figures
 from llava.images import ImageError, load_image
 from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.preparer import Source
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLongError, ran_out_of_memory
 from llava.serve.loading import QLIP_FLAGS, check_model_flags, load_engine
@@ -46,7 +53,7 @@ from qlip.tools.intervals import mean_interval
 
 PICTURES_AT_ONCE = 32
 
-Asked = list[tuple[Path, list[Question]]]
+Asked = list[tuple[Source, list[Question]]]
 """Images, each with its questions."""
 
 
@@ -113,10 +120,11 @@ def by_picture(questions: Sequence[Question], args: argparse.Namespace) -> Asked
         ValueError: a question has no right answer, or images are missing or unreadable.
     """
     check_answered(args.question_file, questions, "give --answers-file")
-    pictures: dict[Path, list[Question]] = {}
+    pictures: dict[Source, list[Question]] = {}
     for question in questions:
-        pictures.setdefault(Path(str(question.image)), []).append(question)
-    check_images(pictures, args.image_folder)
+        if question.image is not None:  # each has one
+            pictures.setdefault(question.image, []).append(question)
+    check_images(pictures, args.image_folder, names=name_embedded(args.question_file, questions))
     return list(pictures.items())
 
 
@@ -192,15 +200,15 @@ def measure(answerer: Answerer, asked: Asked) -> Record:
     }
 
 
-def prepare(engine: ChatEngine, path: Path) -> PreparedImage:
+def prepare(engine: ChatEngine, source: Source) -> PreparedImage:
     """Reads an image as the tower takes it."""
     try:
-        return engine.vision.prepare(load_image(path), engine.vision.settings())
+        return engine.vision.prepare(load_image(source), engine.vision.settings())
     except ImageError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{shorten_name(source)}: {error}") from None
 
 
-def scores(right: Sequence[bool], origin: Sequence[tuple[Path, str]]) -> Record:
+def scores(right: Sequence[bool], origin: Sequence[tuple[Source, str]]) -> Record:
     """Computes `accuracy` and, by category, `categories`, each with an estimate's fields.
 
     Args:

@@ -139,14 +139,27 @@ answer() {
         echo "$(basename "$0"): not all questions were answered; the finished ones are kept, $hint" >&2
         exit 1
     fi
-    local limited=0
-    if [[ " ${FLAGS[*]-} " == *" --limit"[\ =]* ]]; then limited=1 out=${out%.jsonl}.limit.jsonl; fi
-    for ((i = 0; i < count; i++)); do cat "$parts/${count}_$i.jsonl"; done > "$out.part"
+    local limit=$(find_limit) take=(cat)
+    if [[ $limit ]]; then # a part may have the answers of an earlier run without it, in the questions' order
+        take=(head -n "$limit") out=${out%.jsonl}.limit.jsonl
+    fi
+    for ((i = 0; i < count; i++)); do "${take[@]}" "$parts/${count}_$i.jsonl"; done > "$out.part"
     mv "$out.part" "$out"
-    if ((limited)); then
+    if [[ $limit ]]; then
         echo "$(basename "$0"): no score over a part of the benchmark (--limit); its answers are in $out"
         exit 0
     fi
+}
+
+# find_limit: prints N of --limit N or --limit=N, the last one that was given.
+find_limit() {
+    local flag before="" limit=""
+    for flag in ${FLAGS[@]+"${FLAGS[@]}"}; do
+        if [[ $before == --limit ]]; then limit=$flag; fi
+        if [[ $flag == --limit=* ]]; then limit=${flag#*=}; fi
+        before=$flag
+    done
+    echo "$limit"
 }
 
 # refuse_others FILE: ends the script if FILE has answers of another program, such as those that LLaVA publishes.

@@ -94,6 +94,8 @@ def test_a_problem_is_scored_as_others_write_it(tmp_path: Path, fields: dict) ->
         ({"answer": None}, "answer is None; it must be the index of a choice, 0 to"),
         ({"choices": "AB"}, "choices is 'AB'; it must be a list of texts"),
         ({"hint": 3}, "hint is 3; it must be text"),
+        ({"grade": "college"}, "grade is 'college'; it must be 'grade1' to 'grade12'"),
+        ({"grade": None}, "grade is None; it must be 'grade1' to 'grade12'"),
     ],
 )
 def test_a_wrong_problem_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: dict, words: str) -> None:
@@ -101,7 +103,7 @@ def test_a_wrong_problem_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     change(flags, **fields)
     answers = write_answers(tmp_path / "a.jsonl", {"1": "B"})
     assert eval_science_qa.main([*flags, "--result-file", str(answers)]) == 2
-    assert f"problem '1': {words}" in capsys.readouterr().err
+    assert f"problems.json: problem '1': {words}" in capsys.readouterr().err
 
 
 def test_every_choice_has_a_letter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,3 +112,18 @@ def test_each_answers_file_of_a_folder_gets_a_line(tmp_path: Path, capsys: pytes
     with pytest.raises(SystemExit) as stopped:
         eval_textvqa.main(annotations)
     assert stopped.value.code == 2
+
+
+def test_a_question_without_ten_annotators_and_a_prompt_without_a_question_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = textvqa_files(tmp_path, [("i1", "what year?", "x")])
+    write_rows(tmp_path / "a.jsonl", [{"question_id": "i1", "prompt": "OCR tokens: KODAK", "text": "x"}])
+    assert eval_textvqa.main(flags) == 2
+    assert "a.jsonl:1: no question in the prompt 'OCR tokens: KODAK'" in capsys.readouterr().err
+    content = json.loads((tmp_path / "val.json").read_text())
+    content["data"][1]["answers"].pop()
+    write_json(tmp_path / "val.json", content)
+    assert eval_textvqa.main(flags) == 2
+    words = "val.json: 'i1' / 'what year?' has 9 annotators' answers; the soft accuracy needs 10"
+    assert words in capsys.readouterr().err

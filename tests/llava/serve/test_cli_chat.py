@@ -45,6 +45,18 @@ def test_piped_questions_put_their_answers_alone_on_stdout(
     assert said.err == "USER: ASSISTANT: USER: ASSISTANT: USER: \n"
 
 
+def test_empty_lines_between_piped_questions_end_no_chat(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat has a turn for each line that holds something."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("\nWhat?\n \n\nSure?\n\n"))
+    loader.model.script += ["a ring", "yes"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    said = capsys.readouterr()
+    assert said.out == "a ring\nyes\n"
+    assert said.err == "USER: ASSISTANT: USER: ASSISTANT: USER: \n"
+
+
 def test_a_terminal_has_the_keys_of_readline_and_says_how_a_chat_ends(
     loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,35 @@ def test_a_benchmark_that_fails_is_no_number_and_an_error_at_the_end(
     assert "paper: error: 1 of 2 numbers are missing because a benchmark failed" in said.err
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (None, "has no config.json; expected a LLaVA checkpoint's folder"),
+        ("{", r"config\.json:1 is not JSON"),
+        ("[]", r"config\.json holds a list; it must be a dict"),
+    ],
+)
+def test_a_damaged_checkpoint_is_no_number_and_the_next_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str | None, words: str
+) -> None:
+    (tmp_path / "damaged").mkdir()
+    if config is not None:
+        (tmp_path / "damaged" / "config.json").write_text(config)
+
+    def run_script(name: str, flags: list[str], own: dict[str, str]) -> tuple[int, list[str]]:
+        Path(own["SCORE_FILE"]).write_text(json.dumps({"rows": {"mean": {"F1": 80.0}}}))
+        return 0, []
+
+    monkeypatch.setattr(report, "run_script", run_script)
+    models = [f"--model-7b={tmp_path / 'damaged'}", f"--model-13b={demo_model_path()}"]
+    assert main(["pope", *models, f"--eval-dir={tmp_path}", "--variants=clip"]) == 2
+    said = capsys.readouterr()
+    assert re.search(rf"\| POPE F1 \| 7B .* \| not measured: .*damaged.*{words}", said.out)
+    assert "| POPE F1 | 13B | CLIP |  | 82.4 | 80.0 | -2.4 |" in said.out
+    assert "1 of 2 numbers are missing" in said.err
+    assert [path.name for path in (tmp_path / "paper").iterdir() if path.is_dir()] == ["13B_llava-demo_clip"]
+
+
 def test_a_score_without_its_row_is_no_number_and_the_others_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

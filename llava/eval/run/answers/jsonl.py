@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,17 +90,27 @@ def append_row(path: Path, row: Row) -> None:
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
     """Appends rows and waits until they are on the disk."""
-    with path.open("ab") as file:
+    with path.open("ab") as file, name_write_errors(path):
         _write(file.fileno(), format_rows(rows))
 
 
 def replace(path: Path, content: bytes) -> None:
     """Replaces a file's content atomically; a crash leaves the old one."""
     with replacing(path) as new:
-        with new.open("xb") as file:
+        with new.open("xb") as file, name_write_errors(path):
             _write(file.fileno(), content)
         if path.exists():
             shutil.copymode(path, new)
+
+
+@contextmanager
+def name_write_errors(path: Path) -> Iterator[None]:
+    """Names the file in the system's errors while it is written, such as of a full disk, and says how to continue."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror}; what was finished before is kept, and the same command continues"
+        raise OSError(error.errno, reason, str(path)) from None
 
 
 def format_rows(rows: Iterable[Row]) -> bytes:

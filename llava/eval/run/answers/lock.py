@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from llava.eval.run.answers.jsonl import check_regular
+from llava.eval.run.answers.jsonl import check_regular, name_write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def only_run(path: Path) -> Iterator[None]:
             raise
         logger.warning("%s cannot be locked (%s); let no other run write it", path, error.strerror)
     try:
-        with suppress(PermissionError):  # Windows lets no one write to a locked file
+        with suppress(PermissionError), name_write_errors(file):  # Windows lets no one write to a locked file
             file.write_text(f"{HOLDER}{os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
     finally:

@@ -19,12 +19,11 @@ from llava.eval.score.rows import (
     Row,
     decode_json,
     id_text,
-    is_missing,
     is_question,
     read_rows,
-    read_table,
     read_text,
 )
+from llava.eval.score.tables import is_missing, read_table
 from llava.text import check_encodable
 
 T = TypeVar("T")
@@ -71,13 +70,14 @@ def short_hash(digest: Any) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> list[Question]:
-    """Reads JSON lines of `question_id, image, text` and, if known, `category` and `answer`; images are in `folder`.
+def read_lines(path: Path, folder: Path, answers_file: Path | None = None, with_answers: bool = True) -> list[Question]:
+    """Reads JSON lines of `question_id, image, text` and, if known, `category` and `answer`.
 
     Args:
-        path: the questions.
+        path: the questions; an image is a file in `folder`, or a `data:` URL.
         folder: the images.
         answers_file: right answers as `question_id, answer` (or `label`, or `text`), for question files without them.
+        with_answers: whether right answers are needed; False passes over them, of whatever type they are.
 
     Raises:
         ValueError: a line is not a question, a question has none or several answers in the answers file, or there are
@@ -89,16 +89,20 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> li
         if missing := [key for key in ("question_id", "image", "text") if key not in row]:
             raise ValueError(f"{path}:{number}: the question has no {', '.join(missing)}")
         name, text, image = (_read_value(f"{path}:{number}", row, key) for key in ("question_id", "text", "image"))
+        if not image:
+            raise ValueError(f"{path}:{number}: image is empty; it must name a file, or be a data: URL")
         if answers_file and id_text(name) not in answers:
             raise ValueError(f"{answers_file} has no answer to question {name!r}")
-        answer = answers.get(id_text(name)) if answers_file else _read_own_answer(f"{path}:{number}", row)
+        answer = answers.get(id_text(name))
+        if with_answers and not answers_file:
+            answer = _read_own_answer(f"{path}:{number}", row)
         questions.append(
             Question(
-                question_id=name,
+                name,
                 prompt=text,
                 text=text,
-                image=folder / image,
-                image_name=image,
+                image=find_image(folder, image),
+                image_name=name_image(image),
                 index=len(questions),
                 answer=answer,
                 category=str(row.get("category", "all")),
@@ -107,6 +111,21 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> li
     if not questions:
         raise ValueError(f"{path} holds no questions")
     return questions
+
+
+def find_image(folder: Path, image: str) -> str | Path:
+    """Finds the image that a question file names: a file in a folder, or the `data:` URL itself."""
+    return image if is_data_url(image) else folder / image
+
+
+def name_image(image: str) -> str:
+    """Names an image in an answer's row: by its file, or by a hash where the question file holds the image."""
+    return short_hash(sha256(image.encode())) if is_data_url(image) else image
+
+
+def is_data_url(image: str) -> bool:
+    """Whether a question file holds the image itself."""
+    return image[:5].lower() == "data:"
 
 
 def _read_right_answers(path: Path) -> dict[str, str]:
@@ -152,6 +171,8 @@ def _read_value(place: str, row: Row, key: str, number: bool = False) -> Any:
 def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> list[Question]:
     """Reads ScienceQA as LLaVA converts it: a list of `id, conversations` and, for a question with an image, `image`.
 
+    An image of null or "" is none, as it is for the scorer and for `scripts/convert_sqa_to_llava.py`.
+
     Args:
         path: the file.
         folder: the images.
@@ -169,14 +190,18 @@ def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> 
         try:
             name, said, image = entry["id"], entry["conversations"][0]["value"], entry.get("image")
             text = said.replace(DEFAULT_IMAGE_TOKEN, "").strip()
-            file = None if image is None else folder / image
         except (AttributeError, KeyError, IndexError, TypeError):
             raise ValueError(f"{path}: entry {number} is not an object with id and conversations") from None
         check_encodable(f"{path}: entry {number}: the question", text)
+        if image == "":
+            image = None
+        if image is not None and not isinstance(image, str):
+            raise ValueError(f"{path}: entry {number}: image is {json.dumps(image)[:80]}; it must be a file's name")
+        file = image and find_image(folder, image)
         if single_pred_prompt:
             text = f"{text}\n{LETTER_ONLY['en']}"
         prompt = text if image is None else f"{DEFAULT_IMAGE_TOKEN}\n{text}"
-        questions.append(Question(name, prompt, text, file, image, index=len(questions)))
+        questions.append(Question(name, prompt, text, file, image and name_image(image), index=len(questions)))
     if not questions:
         raise ValueError(f"{path} holds no questions")
     return questions
@@ -221,7 +246,7 @@ def _make_rounds(row: Mapping[str, str], image: str, ending: str, all_rounds: bo
             break
         options.append(row[letter])
     letters = list(OPTIONS[: len(options)])
-    image_name = short_hash(sha256(image.encode()))
+    image_name = name_image(image)
     stem = row["question"] if is_missing(row["hint"]) else f"{row['hint']}\n{row['question']}"
     name = int(row["index"]) if row["index"].isdecimal() else row["index"]
     questions = []

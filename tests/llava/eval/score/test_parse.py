@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llava.eval.score.parse import find_listed_options, letters, option_letter, read_mme_answer, read_pope_answer
+from llava.eval.score.parse import letters, option_letter, read_mme_answer, read_pope_answer
 
 OPTIONS = {"A": "a cat", "B": "A dog", "C": "the catalogue", "D": "12"}
 
@@ -104,18 +104,6 @@ def test_only_letters_may_be_known() -> None:
 def test_two_options_of_one_text_are_a_tie() -> None:
     assert option_letter("red", {"A": "red", "B": "Red.", "C": "blue"}) is None
     assert option_letter("blue", {"A": "red", "B": "Red.", "C": "blue"}) == "C"
-
-
-@pytest.mark.parametrize(
-    ("question", "options"),
-    [
-        ("What?\n(A) red \n(B) dark blue\nAnswer with the letter.", {"A": "red", "B": "dark blue"}),
-        ("What?\nA. 3.5 m\nB. yes\n", {"A": "3.5 m", "B": "yes"}),
-        ("What is it? A (big) thing.", {}),
-    ],
-)
-def test_the_options_that_a_question_lists(question: str, options: dict[str, str]) -> None:
-    assert find_listed_options(question) == options
 
 
 @pytest.mark.parametrize(

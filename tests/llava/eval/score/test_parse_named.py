@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llava.eval.score.choice import chosen_letter
-from llava.eval.score.parse import find_listed_options, letters, option_letter
+from llava.eval.score.parse import letters, option_letter
 
 OPTIONS = {"A": "a red car", "B": "a blue bus", "C": "a dog", "D": "none of these"}
 LETTERS = {"A": "C", "B": "A", "C": "B", "D": "D"}
@@ -76,23 +75,6 @@ def test_a_named_option_is_read_in_any_case(text: str, letter: str | None) -> No
 def test_every_letter_may_be_named(letter: str) -> None:
     """Also "a", the article, and "i", the pronoun."""
     assert option_letter(f"Option {letter}", letters(26)) == letter.upper()
-
-
-@pytest.mark.parametrize(
-    ("question", "options"),
-    [
-        ("What?\n(A) cat\n(B) dog", {"A": "cat", "B": "dog"}),
-        ("What?\nA. cat\nB: dog\n", {"A": "cat", "B": "dog"}),
-        ("What is it?\n(A) cat (B) dog", {}),  # on one line
-        ("What?\nA.\nB. dog", {}),  # the first is empty
-        ("What?\n(B) cat\n(C) dog", {}),
-        ("Who is it?\nA. Turing", {}),
-    ],
-)
-def test_options_are_those_listed_line_by_line_from_a_on(question: str, options: dict[str, str]) -> None:
-    assert find_listed_options(question) == options
-    answered = {"text": question}
-    assert chosen_letter(answered, "B") == "B"  # an answer by letter is read whatever the list
 
 
 def test_an_options_text_goes_before_a_named_letter() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llava.eval.score import parse
 from llava.eval.score.parse import option_letter
 
 DOCUMENT = (Path(__file__).parents[4] / "docs" / "EVALUATION.md").read_text(encoding="utf-8")
@@ -63,3 +64,34 @@ def test_each_cell_of_the_table_is_what_the_rule_gives(row: list[str]) -> None:
 def test_all_rules_agree_on_the_answers_that_llava_gives(letter: str) -> None:
     for text in (letter, f"{letter}. {OPTIONS[letter]}"):
         assert {science_qa(text), seed_bench(text), mmbench(text), option_letter(text, OPTIONS)} == {letter}
+
+
+def test_the_page_lists_the_rules_in_their_order() -> None:
+    """As the function that applies them describes them."""
+    section = DOCUMENT.partition("## How an answer is read")[2].partition("Otherwise it is wrong")[0]
+    described = [
+        [" ".join(rule.split()) for rule in re.findall(r"^ +[0-9]\. (.*(?:\n {7}.*)*)$", text, re.MULTILINE)]
+        for text in (section, str(option_letter.__doc__))
+    ]
+    assert described[0] == described[1]
+    assert len(described[0]) == len(parse._RULES)
+
+
+@pytest.mark.parametrize(
+    ("number", "said", "letter"),
+    [
+        (1, "option b", "B"),
+        (2, "(B) a blue bus", "B"),
+        (3, "A, B", None),
+        (4, "I choose B, then", "B"),
+        (5, "B. it is", "B"),
+        (6, "Blue bus", "B"),
+        (7, "as seen in B here", "B"),
+        (8, "there is a blue bus", "B"),
+    ],
+)
+def test_each_rule_decides_an_answer(number: int, said: str, letter: str | None) -> None:
+    rules = [rule(parse._Answer(said, OPTIONS)) for rule in parse._RULES]
+    assert [decision is not None for decision in rules][:number] == [False] * (number - 1) + [True]
+    assert rules[number - 1] == (letter,)
+    assert option_letter(said, OPTIONS) == letter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llava.command import format_error
+from llava.eval.run.answers import jsonl
 from llava.eval.run.answers.answer_file import AnswerFile, is_row_start
 from llava.eval.run.answers.lock import only_run
 from llava.eval.run.inputs.questions import Question
@@ -71,6 +74,31 @@ def row(index: int) -> dict[str, Any]:
 def is_ours(content: bytes) -> bool:
     """Whether nothing but the beginning of a row, and blanks, is in a made-up file."""
     return is_row_start(content.strip(b"\0 \t\r\n"))
+
+
+def test_a_full_disk_is_named_with_its_file_and_the_run_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system writes what fits, and then fails without naming a file."""
+    path, room, write = tmp_path / "a.jsonl", [len(LINES[0]) + 20], os.write
+
+    def fill(descriptor: int, content: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room[0] -= (written := write(descriptor, content[: room[0]]))
+        return written
+
+    answers = begun(path)
+    monkeypatch.setattr(jsonl.os, "write", fill)
+    with pytest.raises(OSError) as caught:
+        answers.append([row(0), row(1)])
+    kept = "what was finished before is kept, and the same command continues"
+    assert format_error(caught.value) == f"{path}: no space left on device; {kept}"
+    with pytest.raises(OSError, match="No space left on device"):
+        jsonl.replace(path, WHOLE)
+    assert os.listdir(tmp_path) == ["a.jsonl"]
+    monkeypatch.undo()
+    assert begun(path).done() == {0}
 
 
 @laws

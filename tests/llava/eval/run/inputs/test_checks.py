@@ -131,7 +131,10 @@ def test_a_picture_inside_mmbenchs_table_is_checked_too(tmp_path: Path, capsys: 
     (tmp_path / "q.tsv").write_text("\n".join(lines) + "\n")
     flags = ["--question-file", str(tmp_path / "q.tsv"), "--answers-file", str(tmp_path / "a.jsonl")]
     assert model_vqa_mmbench.main([*flags, "--image-folder", str(tmp_path / "nowhere")]) == 2
-    assert "2 of 3 images are unreadable, for example data:image;base64," in capsys.readouterr().err
+    error = capsys.readouterr().err
+    table = tmp_path / "q.tsv"
+    assert f"2 of 3 images are unreadable, for example that of question 1 in {table} and that of question 2" in error
+    assert "; check the file of questions, which holds them" in error and "--image-folder" not in error
 
 
 @pytest.mark.usefixtures("no_model")

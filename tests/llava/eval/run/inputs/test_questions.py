@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from llava.eval import eval_science_qa
 from llava.eval.run.inputs.questions import Question, chunk, read_lines, read_mmbench, read_science
+from tests.llava.eval.files import write_json
 
 PICTURE = "iVBOR" + "A" * 80
 FOLDER = Path("pictures")
@@ -57,6 +59,16 @@ def test_mmbench_puts_hint_question_and_options_under_each_other(tmp_path: Path)
     assert question.image == f"data:image;base64,{PICTURE}"
     assert question.image_name is not None and question.image_name.startswith("sha256:")
     assert question.extra == {"round_id": 0, "options": ["red", "blue"], "option_char": ["A", "B"]}
+
+
+@pytest.mark.parametrize("image", [None, ""])
+def test_an_empty_image_of_scienceqa_is_none(tmp_path: Path, image: str | None) -> None:
+    """By the scorer's groups the question is one without an image."""
+    asked = [{"id": "1", "conversations": [{"from": "human", "value": "How many?"}], "image": image}]
+    (question,) = read_science(write_json(tmp_path / "q.json", asked), FOLDER)
+    assert (question.image, question.image_name, question.prompt) == (None, None, "How many?")
+    problem = {"image": image, "hint": ""}
+    assert eval_science_qa.GROUPS["NO"](problem) and not eval_science_qa.GROUPS["IMG"](problem)
 
 
 def test_mmbenchs_cells_are_missing_where_pandas_finds_them_missing(tmp_path: Path) -> None:
@@ -115,7 +127,8 @@ def test_a_row_of_mmbench_may_name_the_row_that_holds_its_picture(tmp_path: Path
         ('[{"id": 1, "conversations": []}]', "entry 0"),
         ("[3]", "entry 0"),
         ('[{"id": 1, "conversations": [{"value": null}]}]', "entry 0"),
-        ('[{"id": 1, "conversations": [{"value": "?"}], "image": 3}]', "entry 0"),
+        ('[{"id": 1, "conversations": [{"value": "?"}], "image": 3}]', "entry 0: image is 3; it must be a file's name"),
+        ('[{"id": 1, "conversations": [{"value": "?"}], "image": ["a.jpg"]}]', r'image is \["a.jpg"\]; it must be a'),
         (r'[{"id": 1, "conversations": [{"value": "\ud800"}]}]', "entry 0: the question contains a lone surrogate"),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llava.eval import model_vqa_loader
 from llava.eval.run.inputs.questions import Question, read_lines
 
 QUESTION = {"question_id": 7, "image": "a.png", "text": "What?"}
@@ -40,6 +42,14 @@ def test_a_question_may_bring_its_answer_and_category(
     assert question == Question(
         7, "What?", "What?", FOLDER / "a.png", "a.png", index=0, answer=answer, category=category
     )
+
+
+@pytest.mark.parametrize("extra", [{"answer": ["yes", "yeah"]}, {"answer": True}, {"label": {}}, {"answer": "red"}])
+def test_right_answers_that_no_one_needs_may_be_of_any_type(tmp_path: Path, extra: dict[str, Any]) -> None:
+    """VQA's files list ten annotators' answers; the runner compares with none."""
+    file = write(tmp_path / "q.jsonl", QUESTION | extra)
+    (question,) = model_vqa_loader.read(argparse.Namespace(question_file=file, image_folder=FOLDER))
+    assert question == Question(7, "What?", "What?", FOLDER / "a.png", "a.png", index=0)
 
 
 def test_answers_of_a_file_are_matched_by_question_and_go_before_the_questions_own(tmp_path: Path) -> None:
@@ -94,6 +104,7 @@ def test_only_a_line_feed_ends_a_line_and_blank_lines_do_not_count(tmp_path: Pat
         ([""], None, "holds no questions"),
         ([QUESTION, QUESTION | {"image": None}], None, r"q\.jsonl:2: image is null; it must be text"),
         ([QUESTION | {"image": ["a.png"]}], None, r'q\.jsonl:1: image is \["a\.png"\]; it must be text'),
+        ([QUESTION | {"image": ""}], None, r"q\.jsonl:1: image is empty; it must name a file"),
         ([QUESTION | {"text": 5}], None, r"q\.jsonl:1: text is 5; it must be text"),
         ([QUESTION | {"text": "\ud800"}], None, r"q\.jsonl:1: text contains a lone surrogate, '.ud800'"),
         (
