@@ -68,8 +68,8 @@ def measure(script: str, run: Run, model: str, model_path: str, args: argparse.N
         args: of the command.
 
     Raises:
-        NotMeasuredError: there are no weights or no data, only a part was asked, the checkpoint is damaged, or the script
-            failed.
+        NotMeasuredError: there are no weights or no data, only a part was asked, the checkpoint is damaged, or the
+            script failed.
     """
     from llava.model.loading.folder import local_folder
 
