@@ -49,7 +49,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "qlip.saved_settings",
         "qlip.images.resizing",
     ),
-    ("qlip.scores.criteria", "qlip.images.blocks", "qlip.integrations.subclasses"),
+    ("qlip.scores.criteria", "qlip.images.arrays", "qlip.images.blocks", "qlip.integrations.subclasses"),
     ("qlip.integrations.continuation", "qlip.integrations.mixins", "qlip.images.pictures", "qlip.prior.config"),
     ("qlip.backbones.transformers", "qlip.backbones.timm", "qlip.backbones.open_clip", "qlip.images.sources"),
     ("qlip.backbones.registry",),

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
-from transformers.image_utils import make_flat_list_of_images
 
 from qlip.attention import attention_on_keys, check_followed, middle_layer
 from qlip.config import QLIPConfig
 from qlip.decoder_masks import window_of
-from qlip.image_processing import QLIPImageProcessor, to_pillow
+from qlip.image_processing import QLIPImageProcessor
+from qlip.images.arrays import flatten_images, to_pillow
 from qlip.integrations.llava import LlavaMixin
 from qlip.language_positions import key_bias
 from qlip.patches import CutImage
@@ -38,7 +38,7 @@ def process_for_question(
     Args:
         model: LlavaForConditionalGeneration, LLaVA-NeXT or VipLlava that QLIP is attached to.
         processor: the attached processor.
-        images: one or more, opened: Pillow images, arrays or tensors.
+        images: one or more, as the processor takes them.
         text: prompts with <image>, as the processor takes them.
         questions: the newest question of each prompt, as its text has it; it and all after it attend. None: all
             text does.
@@ -61,12 +61,12 @@ def process_for_question(
     settings, cutter = model.attachment.vision.qlip, own.cutter
     check_budget(settings)
     check_questions(text, questions)
-    pictures = [to_pillow(picture) for picture in make_flat_list_of_images(images)]
+    pictures = [to_pillow(picture) for picture in flatten_images(own.fetch_images(images))]
     if not pictures:
         raise ValueError("there is no image to ask about; call the processor itself")
     waiting = [cut_for_question(cutter.make_preparer(each), cutter.native_grid, settings) for each in pictures]
     device = model.get_input_embeddings().weight.device  # type: ignore[attr-defined]
-    first = with_cuts(processor, [each.first for each in waiting])(images=images, text=text, **options).to(device)
+    first = with_cuts(processor, [each.first for each in waiting])(images=pictures, text=text, **options).to(device)
     asks = mark_questions(processor, first, text, questions, model.config.image_token_id)
     check_order(asks, first["input_ids"] == model.config.image_token_id)
     if any(each.splits for each in waiting):
@@ -74,7 +74,7 @@ def process_for_question(
         cuts = [each.refine(own_weights) for each, own_weights in zip(waiting, weights, strict=True)]
     else:  # no question could change them
         cuts = [each.unasked for each in waiting]
-    return with_cuts(processor, cuts)(images=images, text=text, **options).to(device)
+    return with_cuts(processor, cuts)(images=pictures, text=text, **options).to(device)
 
 
 def check_budget(settings: QLIPConfig) -> None:
