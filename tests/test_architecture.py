@@ -66,7 +66,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.integrations.attachment",),
     ("qlip.integrations.classes",),
     ("qlip.integrations.llava_trunk", "qlip.integrations.processor", "qlip.integrations.vision"),
-    ("qlip.integrations.llava",),
+    ("qlip.integrations.llava", "qlip.integrations.settings"),
     ("qlip.integrations.question", "qlip.prior.loss", "qlip.pretrained"),
     (
         "qlip.integrations.attach",

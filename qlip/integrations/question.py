@@ -49,14 +49,15 @@ def process_for_question(
 
     Raises:
         TypeError: the model is not an attached one with a language model, or the processor not its own.
-        ValueError: the model's budget is not "question", there is no image or one that no question follows, questions
-            and prompts do not match, or what the processor and the model raise.
+        ValueError: the processor has other settings, the model's budget is not "question", there is no image or one
+            that no question follows, questions and prompts do not match, or what the processor and the model raise.
     """
     if not isinstance(model, LlavaMixin):
         raise TypeError(f"{type(model).__name__} is not an attached model with a language model; see qlip.attach")
     own = getattr(processor, "image_processor", None)
     if not isinstance(own, QLIPImageProcessor):
         raise TypeError(f"the processor is a {type(processor).__name__}; give the one that qlip.attach returned")
+    check_settings(own, model.attachment.image_processor)
     options["return_tensors"] = "pt"
     settings, cutter = model.attachment.vision.qlip, own.cutter
     check_budget(settings)
@@ -75,6 +76,19 @@ def process_for_question(
     else:  # no question could change them
         cuts = [each.unasked for each in waiting]
     return with_cuts(processor, cuts)(images=pictures, text=text, **options).to(device)
+
+
+def check_settings(given: QLIPImageProcessor, own: QLIPImageProcessor) -> None:
+    """Raises ValueError unless a processor prepares images as the model's own does."""
+    theirs, ours = (
+        {**image.qlip.to_dict(), "patch_size": image.patch_size, "native grid": image.native_grid}
+        for image in (given, own)
+    )
+    if other := [name for name, value in ours.items() if theirs[name] != value]:
+        raise ValueError(
+            f"the processor has {other[0]}={theirs[other[0]]!r}, the model {other[0]}={ours[other[0]]!r}; give the"
+            " processor that the last qlip.attach returned for this model"
+        )
 
 
 def check_budget(settings: QLIPConfig) -> None:
