@@ -5,7 +5,7 @@ Chooses the mixin for a model (`qlip.integrations.llava` or `qlip.integrations.v
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -39,9 +39,9 @@ from qlip.integrations.llava import LlavaMixin
 from qlip.integrations.llava_trunk import LlavaTrunkMixin, feature_layers, select_strategy
 from qlip.integrations.next_tiles import NextImageProcessor, NextTiles
 from qlip.integrations.processor import attach_processor, check_processor, detach_processor
+from qlip.integrations.settings import choose_settings, read_checkpoint, restore_entry
 from qlip.integrations.vision import ContrastiveMixin, LibraryVisionMixin, VisionMixin
 from qlip.language_positions import BIASABLE
-from qlip.saved_settings import locate_prior, read_saved_settings
 
 LANGUAGE_MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, VipLlavaForConditionalGeneration)
 CONTRASTIVE_MODELS = (CLIPModel, SiglipModel)
@@ -64,7 +64,8 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
             CLIPVisionModel, SiglipVisionModel, Dinov2Model; a VisionTransformer of timm; a model of open_clip.
         processor: the model's processor; for a vision model also its image processor. None makes an image
             processor with the values that such models are trained with.
-        config: all settings at once; by default those in the model's configuration, else those of `QLIPConfig`.
+        config: all settings at once; by default those that the checkpoint holds, else those of `QLIPConfig`. Those of
+            an earlier `attach` do not count.
         **settings: fields of `QLIPConfig` (`alpha`, `max_tokens`, ...) that override `config`. A relative path `mlp`,
             here or in `config`, begins in the working directory; a saved one in the checkpoint's folder.
 
@@ -76,10 +77,11 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
         FileNotFoundError: there is no MLP prior at the path in the settings.
         TypeError: the model is not supported, or is a part of an attached one, or has a forward method stored on it,
             or the processor is of another kind.
-        ValueError: a setting is out of range, or the model's attention can't apply it.
+        ValueError: a setting is out of range, or has no effect, or the model's attention can't apply it.
     """
     check_model(model)
-    chosen = choose_settings(model, config, settings)
+    saved = read_checkpoint(model)
+    chosen = choose_settings(model, saved, config, settings)
     tower, layers = find_tower(model)
     check_tower(tower)
     if isinstance(model, LANGUAGE_MODELS):
@@ -91,7 +93,7 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
     vision = QLIPVisionModel(tower, chosen, layers)
     vision.load_prior()
     tiles = find_tiles(model, vision, plain)
-    attachment = Attachment(vision, make_image_processor(vision, plain, tiles), plain, tiles)
+    attachment = Attachment(vision, make_image_processor(vision, plain, tiles), plain, tiles, saved)
     new_processor = join_processor(model, plain, attachment.image_processor)
     mixins = choose_mixins(model, tower)
     if chosen.keep_split_cells and vision.has_cls and mixins[-1][1] not in (LlavaMixin, VisionMixin):
@@ -124,9 +126,10 @@ def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
         inside = "" if find_attachment(model) is None else ", but a model inside it is: detach that one"
         raise TypeError(f"{type(model).__name__} is not attached{inside}")
     plain = restore_processor(model, processor)
+    saved = model.attachment.saved
     unpatch(model)
     if isinstance(model, PreTrainedModel):
-        del model.config.qlip
+        restore_entry(model.config, saved)
     return model, plain  # type: ignore[return-value]
 
 
@@ -158,23 +161,6 @@ def restore_processor(model: nn.Module, processor: Any) -> Any:
     if isinstance(processor, QLIPImageProcessor) and attachment is not None:
         return attachment.plain_processor
     return detach_processor(processor)
-
-
-def choose_settings(model: nn.Module, config: QLIPConfig | None, changes: Mapping[str, Any]) -> QLIPConfig:
-    """Chooses the settings: `changes`, then `config` or those in the model's configuration, then the defaults.
-
-    Raises:
-        FileNotFoundError: there is no MLP prior at the path in the settings.
-        TypeError: `config` is not a QLIPConfig.
-        ValueError: a setting is unknown or out of range.
-    """
-    if config is not None and not isinstance(config, QLIPConfig):
-        raise TypeError(f"config is {config!r}; it must be a QLIPConfig; give single settings by keyword")
-    checkpoint: Any = getattr(model, "config", None)  # timm's and open_clip's models have none
-    own = read_saved_settings(getattr(checkpoint, "qlip", None)) if config is None else config
-    chosen = QLIPConfig.from_dict({**own.to_dict(), **changes})
-    is_saved = config is None and "mlp" not in changes
-    return locate_prior(chosen, getattr(checkpoint, "_name_or_path", "") if is_saved else "")
 
 
 def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from qlip.config import QLIPConfig
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
 from qlip.integrations.next_tiles import NextTiles, split_cut
@@ -31,6 +32,16 @@ def check_attention(attention: str) -> None:
         )
 
 
+class SavedSettings(NamedTuple):
+    """The settings that a checkpoint held before `attach`."""
+
+    entry: Any
+    """The configuration's entry `qlip`; None if there was none."""
+
+    settings: QLIPConfig
+    """What it says, with the prior's path made absolute; the defaults if it says nothing."""
+
+
 @dataclass
 class Attachment:
     """The parts of QLIP in one model."""
@@ -46,6 +57,9 @@ class Attachment:
 
     tiles: NextTiles | None = None
     """The tiles whose places leaves take, of LLaVA-NeXT."""
+
+    saved: SavedSettings = SavedSettings(None, QLIPConfig())
+    """What the checkpoint held: another `attach` starts from it, and `detach` restores it."""
 
     @property
     def cuts_tiles(self) -> bool:

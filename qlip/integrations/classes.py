@@ -25,6 +25,14 @@ class AttachedMixin(MadeSubclass):
 
     attachment: Attachment
 
+    def _replicate_for_data_parallel(self) -> Any:
+        """Refuses nn.DataParallel, whose copies on other devices would share this one's attachment."""
+        raise TypeError(
+            f"{type(self).__name__} is attached to QLIP, and nn.DataParallel can't copy it: run one process for each"
+            " GPU (torchrun, with DistributedDataParallel; Trainer does so under torchrun), or show the program one"
+            " GPU (CUDA_VISIBLE_DEVICES=0)"
+        )
+
 
 class AttachedPreTrainedMixin(BuildsPlain, AttachedMixin):
     """Mixed into the class of an attached model of transformers."""

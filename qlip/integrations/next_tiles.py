@@ -21,7 +21,8 @@ from transformers.image_utils import ChannelDimension
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from qlip.config import QLIPConfig
-from qlip.image_processing import QLIPImageProcessor, list_images, to_pillow
+from qlip.image_processing import QLIPImageProcessor
+from qlip.images.arrays import list_images, to_pillow
 from qlip.images.rgb import to_rgb
 from qlip.packing import AS_GIVEN, INTEGERS, PACKED_NAMES, unpack_leaves
 from qlip.patches import CutImage
@@ -196,7 +197,9 @@ class NextImageProcessor(QLIPImageProcessor):
 
     def pack(self, images: Any, **options: Any) -> BatchFeature:
         """Packs images, see `QLIPImageProcessor.pack`, with `image_sizes`, int64 (B, 2): heights and widths."""
-        originals = [to_rgb(to_pillow(image)) for image in list_images(images)]  # upright before they are measured
+        originals = [
+            to_rgb(to_pillow(image)) for image in list_images(self.fetch_images(images))
+        ]  # upright before they are measured
         packed = super().pack(originals, **options)
         packed["image_sizes"] = torch.tensor([(image.height, image.width) for image in originals])
         return packed

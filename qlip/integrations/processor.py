@@ -8,11 +8,11 @@ from dataclasses import fields
 from typing import Any
 
 from transformers import ProcessorMixin
-from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ImagesKwargs
 
 from qlip.config import QLIPConfig
 from qlip.image_processing import OWN_OPTIONS, QLIPImageProcessor
+from qlip.images.arrays import flatten_images, to_pillow
 from qlip.integrations.subclasses import BuildsPlain, find_base, make_subclass
 
 
@@ -25,10 +25,16 @@ class AttachedProcessorMixin(BuildsPlain):
 
     image_token: str
 
+    def validate_inputs(self, images: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Validates as transformers does, which knows no grey arrays in lists: of Pillow images in their place."""
+        if images is not None:
+            images = [to_pillow(image) for image in flatten_images(images)]
+        super().validate_inputs(images, *args, **kwargs)  # type: ignore[misc]
+
     def _process_images(self, images: Any, **options: Any) -> tuple[Any, list[str]]:
         """Packs images, and builds the text that replaces each <image> in the prompt; transformers calls it."""
         check_options(options)
-        pictures = make_flat_list_of_images(images)
+        pictures = flatten_images(images)
         if not pictures:
             return {}, []
         packed = self.image_processor.pack(pictures, **options)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
-from transformers.image_utils import make_flat_list_of_images
 
 from qlip.attention import attention_on_keys, check_followed, middle_layer
 from qlip.config import QLIPConfig
 from qlip.decoder_masks import window_of
-from qlip.image_processing import QLIPImageProcessor, to_pillow
+from qlip.image_processing import QLIPImageProcessor
+from qlip.images.arrays import flatten_images, to_pillow
 from qlip.integrations.llava import LlavaMixin
 from qlip.language_positions import key_bias
 from qlip.patches import CutImage
@@ -38,7 +38,7 @@ def process_for_question(
     Args:
         model: LlavaForConditionalGeneration, LLaVA-NeXT or VipLlava that QLIP is attached to.
         processor: the attached processor.
-        images: one or more, opened: Pillow images, arrays or tensors.
+        images: one or more, as the processor takes them.
         text: prompts with <image>, as the processor takes them.
         questions: the newest question of each prompt, as its text has it; it and all after it attend. None: all
             text does.
@@ -49,24 +49,25 @@ def process_for_question(
 
     Raises:
         TypeError: the model is not an attached one with a language model, or the processor not its own.
-        ValueError: the model's budget is not "question", there is no image or one that no question follows, questions
-            and prompts do not match, or what the processor and the model raise.
+        ValueError: the processor has other settings, the model's budget is not "question", there is no image or one
+            that no question follows, questions and prompts do not match, or what the processor and the model raise.
     """
     if not isinstance(model, LlavaMixin):
         raise TypeError(f"{type(model).__name__} is not an attached model with a language model; see qlip.attach")
     own = getattr(processor, "image_processor", None)
     if not isinstance(own, QLIPImageProcessor):
         raise TypeError(f"the processor is a {type(processor).__name__}; give the one that qlip.attach returned")
+    check_settings(own, model.attachment.image_processor)
     options["return_tensors"] = "pt"
     settings, cutter = model.attachment.vision.qlip, own.cutter
     check_budget(settings)
     check_questions(text, questions)
-    pictures = [to_pillow(picture) for picture in make_flat_list_of_images(images)]
+    pictures = [to_pillow(picture) for picture in flatten_images(own.fetch_images(images))]
     if not pictures:
         raise ValueError("there is no image to ask about; call the processor itself")
     waiting = [cut_for_question(cutter.make_preparer(each), cutter.native_grid, settings) for each in pictures]
     device = model.get_input_embeddings().weight.device  # type: ignore[attr-defined]
-    first = with_cuts(processor, [each.first for each in waiting])(images=images, text=text, **options).to(device)
+    first = with_cuts(processor, [each.first for each in waiting])(images=pictures, text=text, **options).to(device)
     asks = mark_questions(processor, first, text, questions, model.config.image_token_id)
     check_order(asks, first["input_ids"] == model.config.image_token_id)
     if any(each.splits for each in waiting):
@@ -74,7 +75,20 @@ def process_for_question(
         cuts = [each.refine(own_weights) for each, own_weights in zip(waiting, weights, strict=True)]
     else:  # no question could change them
         cuts = [each.unasked for each in waiting]
-    return with_cuts(processor, cuts)(images=images, text=text, **options).to(device)
+    return with_cuts(processor, cuts)(images=pictures, text=text, **options).to(device)
+
+
+def check_settings(given: QLIPImageProcessor, own: QLIPImageProcessor) -> None:
+    """Raises ValueError unless a processor prepares images as the model's own does."""
+    theirs, ours = (
+        {**image.qlip.to_dict(), "patch_size": image.patch_size, "native grid": image.native_grid}
+        for image in (given, own)
+    )
+    if other := [name for name, value in ours.items() if theirs[name] != value]:
+        raise ValueError(
+            f"the processor has {other[0]}={theirs[other[0]]!r}, the model {other[0]}={ours[other[0]]!r}; give the"
+            " processor that the last qlip.attach returned for this model"
+        )
 
 
 def check_budget(settings: QLIPConfig) -> None:

@@ -9,20 +9,20 @@ from __future__ import annotations
 import base64
 import io
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qlip.config import check_count
+from qlip.images.arrays import list_images
 from qlip.integrations.llava import LlavaMixin
 
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def vllm_image_embeds(model: Any, images: Sequence[Any], batch_size: int = 8) -> list[Tensor]:
+def vllm_image_embeds(model: Any, images: Any, batch_size: int = 8) -> list[Tensor]:
     """Computes what vLLM takes as `multi_modal_data={"image": [...]}`, with `enable_mm_embeds=True`.
 
     vLLM counts positions one by one and biases no attention, and no question is known here: attach with
@@ -31,7 +31,7 @@ def vllm_image_embeds(model: Any, images: Sequence[Any], batch_size: int = 8) ->
 
     Args:
         model: an attached LlavaForConditionalGeneration or LlavaNext; vLLM has no VipLlava.
-        images: as the image processor takes them.
+        images: one or more, as the image processor takes them.
         batch_size: images per pass of the tower.
 
     Returns:
@@ -40,7 +40,7 @@ def vllm_image_embeds(model: Any, images: Sequence[Any], batch_size: int = 8) ->
 
     Raises:
         TypeError: the model is not attached, or has no language model; or `batch_size` is not an integer.
-        ValueError: `batch_size` is below 1.
+        ValueError: `batch_size` is below 1, or there is no image.
     """
     check_count("batch_size", batch_size)
     if not isinstance(model, LlavaMixin):
@@ -55,8 +55,9 @@ def vllm_image_embeds(model: Any, images: Sequence[Any], batch_size: int = 8) ->
     if lost:
         logger.warning("vLLM can't follow %s: its answers will differ from this model's", ", ".join(lost))
     embeds: list[Tensor] = []
-    for start in range(0, len(images), batch_size):
-        packed = model.attachment.image_processor.pack(images[start : start + batch_size])
+    batch = list_images(images)
+    for start in range(0, len(batch), batch_size):
+        packed = model.attachment.image_processor.pack(batch[start : start + batch_size])
         output = model.get_image_features(**packed)
         embeds += [features.cpu().clone() for features in output.pooler_output]  # a view keeps the whole batch
     return embeds

@@ -14,6 +14,8 @@ authors' released code, differs in three points: E is CLIP's image embedding, th
 `visual_projection`; P has [CLS]'s row as well; and the reference is the image's central square, whatever the shape. A
 cosine does not depend on the embedding's length.
 
+The uniform grid and the reference have the paper's settings, whatever the tower's own are; a quadtree has its own.
+
 Images are measured one at a time, so the largest size bounds memory.
 """
 
@@ -21,15 +23,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass
-from typing import Literal
+from dataclasses import astuple, dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from qlip.config import Interpolation, QLIPConfig, check_choice, check_count
+from qlip.config import Interpolation, QLIPConfig
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
 from qlip.images.pictures import crop_square
@@ -37,43 +38,10 @@ from qlip.images.rgb import to_rgb
 from qlip.positions import interpolate_positions
 from qlip.prior.config import Shape
 from qlip.quadtree import Leaves, find_grid, partition_as
+from qlip.tools.bias_config import UNIFORM, BiasConfig, Mode
 from qlip.tools.intervals import mean_interval
 
-Mode = Literal["bilinear", "bicubic", "mlp", "mlp-pure"]
-Convention = Literal["ours", "authors"]
 Cell = tuple[str, str, str, str | None, int]  # the first five fields of a Row
-
-
-@dataclass(frozen=True)
-class BiasConfig:
-    """What is measured."""
-
-    sizes: tuple[int, ...] | None = None
-    """Shorter sides in pixels, whole cells each; None: the paper's, see `default_sizes`."""
-
-    shapes: tuple[Shape, ...] = ("native", "cropped")
-    """Images in their own aspect ratio ("native"), or their central square ("cropped")."""
-
-    modes: tuple[Mode, ...] = ("bilinear", "bicubic")
-    """How positions are interpolated; "mlp" is the prior with its residual, "mlp-pure" the paper's form."""
-
-    quadtree: QLIPConfig | None = None
-    """Settings of a quadtree to measure besides the uniform grid; their image size is ignored."""
-
-    convention: Convention = "ours"
-    """What E, P and the reference are: see the module."""
-
-    def __post_init__(self) -> None:
-        check_choice("convention", self.convention, Convention)
-        for name, choices in (("shapes", Shape), ("modes", Mode)):
-            for value in getattr(self, name):
-                check_choice(name, value, choices)
-        for name in ("sizes", "shapes", "modes"):
-            values = getattr(self, name)
-            if values is not None and (not values or len(set(values)) < len(values)):
-                raise ValueError(f"{name} is {values}; it must hold at least one value, each once")
-        for size in self.sizes or ():
-            check_count("sizes", size)
 
 
 @dataclass(frozen=True)
@@ -104,13 +72,19 @@ def default_sizes(native_grid: int, patch_size: int) -> tuple[int, ...]:
 
 
 def embed(
-    model: QLIPVisionModel, image: Tensor, leaves: Leaves, positions: Tensor, projection: nn.Linear | None = None
+    model: QLIPVisionModel,
+    image: Tensor,
+    leaves: Leaves,
+    positions: Tensor,
+    projection: nn.Linear | None = None,
+    settings: QLIPConfig = UNIFORM,
 ) -> Tensor:
     """Computes E (D,) of an image (3, H, W): the pooled output, projected if there is a projection.
 
-    `positions` ([CLS] +) N, D are as in `encode`.
+    `positions` ([CLS] +) N, D are as in `encode`; the settings resample leaves and weigh them.
     """
-    pooled = model.encode([image], [leaves], [positions], pool=True).pooled
+    settings = replace(settings, thumbnail=False)  # its tokens are not pooled
+    pooled = model.encode([image], [leaves], [positions], pool=True, settings=settings).pooled
     if pooled is None:
         raise TypeError(f"{type(model).__name__} has no pooled output")
     return pooled[0] if projection is None else projection(pooled[0])
@@ -118,15 +92,24 @@ def embed(
 
 @torch.no_grad()
 def embed_without_positions(
-    model: QLIPVisionModel, image: Tensor, leaves: Leaves, projection: nn.Linear | None = None
+    model: QLIPVisionModel,
+    image: Tensor,
+    leaves: Leaves,
+    projection: nn.Linear | None = None,
+    settings: QLIPConfig = UNIFORM,
 ) -> Tensor:
     """Computes E with all position embeddings, [CLS]'s too, set to zero; see `embed`."""
     cls = model.cls_position
-    return embed(model, image, leaves, cls.new_zeros(len(cls) + len(leaves), cls.shape[1]), projection)
+    return embed(model, image, leaves, cls.new_zeros(len(cls) + len(leaves), cls.shape[1]), projection, settings)
 
 
 def mesoscopic_bias(
-    model: QLIPVisionModel, image: Tensor, leaves: Leaves, reference: Tensor, projection: nn.Linear | None = None
+    model: QLIPVisionModel,
+    image: Tensor,
+    leaves: Leaves,
+    reference: Tensor,
+    projection: nn.Linear | None = None,
+    settings: QLIPConfig = UNIFORM,
 ) -> float:
     """Computes the cosine of E(image) without positions to a reference (paper section 3); 1 is best.
 
@@ -136,8 +119,10 @@ def mesoscopic_bias(
         leaves: N leaves of the image.
         reference: (D,), from `embed_without_positions`: the same image at the native size.
         projection: CLIP's `visual_projection` in the authors' convention, for the reference, too.
+        settings: of the leaves.
     """
-    return float(F.cosine_similarity(embed_without_positions(model, image, leaves, projection), reference, dim=0))
+    embedding = embed_without_positions(model, image, leaves, projection, settings)
+    return float(F.cosine_similarity(embedding, reference, dim=0))
 
 
 def interpolation_bias(
@@ -148,6 +133,7 @@ def interpolation_bias(
     reference: Tensor,
     projection: nn.Linear | None = None,
     by_cls: bool = False,
+    settings: QLIPConfig = UNIFORM,
 ) -> float:
     """Computes || grad_P cos(E(image), reference) ||_2 over all entries of P (paper section 3); 0 is best.
 
@@ -159,23 +145,31 @@ def interpolation_bias(
         reference: (D,), from `embed`: the same image at the native size; a constant.
         projection: CLIP's `visual_projection` in the authors' convention, for the reference, too.
         by_cls: [CLS]'s own position embedding belongs to P, as in the authors' convention.
+        settings: of the leaves.
     """
     cls = model.cls_position.detach().requires_grad_(by_cls)
     added = positions.detach().requires_grad_()
     with torch.enable_grad():
-        embedding = embed(model, image, leaves, torch.cat([cls, added]), projection)
+        embedding = embed(model, image, leaves, torch.cat([cls, added]), projection, settings)
         cosine = F.cosine_similarity(embedding, reference.detach(), dim=0)
         gradients = torch.autograd.grad(cosine, [cls, added] if by_cls else [added])
     return float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
 
 
 @torch.no_grad()
-def place_leaves(model: QLIPVisionModel, leaves: Leaves, mode: Mode) -> Tensor:
-    """Computes position embeddings of leaves, float32 (N, D), without [CLS]. ValueError if the mode lacks its prior."""
+def place_leaves(model: QLIPVisionModel, leaves: Leaves, mode: Mode, settings: QLIPConfig = UNIFORM) -> Tensor:
+    """Computes position embeddings of leaves, float32 (N, D), without [CLS], where the settings place them.
+
+    Raises:
+        ValueError: the mode lacks its prior.
+    """
     interpolation: Interpolation = "mlp" if mode == "mlp-pure" else mode
     table = model.position_table
     prior = None if model.prior is None else model.prior.to(table.device)
-    return interpolate_positions(table, leaves, interpolation, prior, mlp_residual=mode != "mlp-pure")
+    residual = mode != "mlp-pure"
+    return interpolate_positions(
+        table, leaves, interpolation, prior, settings.leaf_position, residual, settings.placement
+    )
 
 
 def measure(
@@ -256,15 +250,15 @@ def _measure_view(
         reference = embed(model, image, uniform, positions, projection)
     for size, processor in processors.items():
         image, uniform = prepare(view, processor)
-        trees = {"uniform": uniform}
-        if config.quadtree is not None:
-            trees["quadtree"] = partition_as(config.quadtree, image, patch_size, model.native_grid)
-        for tiling, leaves in trees.items():
-            value = mesoscopic_bias(model, image, leaves, bare, projection)
+        trees = {"uniform": (uniform, UNIFORM)}
+        if (own := config.quadtree) is not None:
+            trees["quadtree"] = (partition_as(own, image, patch_size, model.native_grid), own)
+        for tiling, (leaves, settings) in trees.items():
+            value = mesoscopic_bias(model, image, leaves, bare, projection, settings)
             yield ("mesoscopic", shape, tiling, None, size), len(leaves), value
             for mode in config.modes:
-                positions = place_leaves(model, leaves, mode)
-                value = interpolation_bias(model, image, leaves, positions, reference, projection, by_cls=authors)
+                positions = place_leaves(model, leaves, mode, settings)
+                value = interpolation_bias(model, image, leaves, positions, reference, projection, authors, settings)
                 yield ("interpolation", shape, tiling, mode, size), len(leaves), value
 
 

@@ -21,7 +21,8 @@ from qlip.image_processing import QLIPImageProcessor
 from qlip.images.pictures import find_pictures, read_picture
 from qlip.mlp import CoordinateMLP
 from qlip.pretrained import load_image_processor, load_projection, load_tower
-from qlip.tools.bias import BiasConfig, Row, choose_sizes, measure
+from qlip.tools.bias import Row, choose_sizes, measure
+from qlip.tools.bias_config import MEASURED, BiasConfig
 from qlip.tools.plots import Curve, Panel, figure_path, plot_panels
 
 LABELS = {
@@ -73,7 +74,8 @@ def make_config(args: argparse.Namespace) -> BiasConfig:
         sizes=None if args.sizes is None else tuple(args.sizes),
         shapes=tuple(args.shapes),
         modes=tuple(modes),
-        quadtree=QLIPConfig(geometry="grid", **given) if given else None,
+        # Pixels and positions as on the uniform grid, so that the two differ by the leaves alone.
+        quadtree=QLIPConfig(geometry="grid", leaf_position="centre", **given) if given else None,
         convention=args.convention,
     )
 
@@ -94,10 +96,16 @@ def describe_run(
         "shapes": config.shapes,
         "modes": config.modes,
         "mlp": None if args.mlp is None else str(args.mlp),
-        "quadtree": None if config.quadtree is None else config.quadtree.to_dict(),
+        "quadtree": None if config.quadtree is None else _describe_quadtree(config.quadtree),
         "device": str(model.position_table.device),
         "dtype": str(model.position_table.dtype).removeprefix("torch."),
     }
+
+
+def _describe_quadtree(settings: QLIPConfig) -> dict[str, Any]:
+    """Lists the settings of a quadtree that were measured."""
+    values = settings.to_dict()
+    return {name: values[name] for name in MEASURED}
 
 
 def prepare_tower(path: str, mlp: Path | None, device: str | None) -> tuple[QLIPVisionModel, QLIPImageProcessor]:

@@ -90,7 +90,21 @@ def test_a_named_prior_is_found_after_the_working_directory_changed(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     model, _ = attached("llava", **MLP, mlp=PRIOR)
     monkeypatch.chdir("/")
-    qlip.attach(model, alpha=0.3)
+    qlip.attach(model, **{**model.config.qlip, "alpha": 0.3})
+    assert prior_of(model) == 16
+
+
+def test_a_prior_that_nothing_reads_is_refused_unless_the_settings_say_so(tmp_path):
+    prior = write_prior(tmp_path / PRIOR, 16)
+    model = make_vision_model("clip")
+    with pytest.raises(ValueError, match="^mlp is '.*', but interpolation is 'bicubic'.* give interpolation='mlp'"):
+        qlip.attach(model, mlp=prior)
+    for given in ({"mlp": prior, "interpolation": "bilinear"}, {"config": qlip.QLIPConfig(mlp=prior)}):
+        assert qlip.attach(model, **given)[0].attachment.vision.prior is None
+    qlip.detach(model)
+    model.config.qlip = {"mlp": prior, "interpolation": "bicubic"}
+    assert qlip.attach(model, alpha=0.3)[0].attachment.vision.prior is None
+    qlip.attach(model, interpolation="mlp")
     assert prior_of(model) == 16
 
 

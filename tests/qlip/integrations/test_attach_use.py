@@ -114,15 +114,6 @@ def test_saved_and_loaded_by_transformers_alone_then_attached(tmp_path):
         assert torch.equal(loaded(**again).logits, model(**inputs).logits)
 
 
-def test_keywords_are_laid_over_what_the_checkpoint_says():
-    model, _ = attached("llava", **TREE)
-    model, _ = qlip.attach(model, alpha=0.9)
-    assert model.config.qlip["alpha"] == 0.9
-    assert model.config.qlip["max_tokens"] == 40
-    model, _ = qlip.attach(model, config=qlip.QLIPConfig(alpha=0.1))
-    assert model.config.qlip == qlip.QLIPConfig(alpha=0.1).to_dict()
-
-
 def test_the_prior_is_saved_beside_the_weights_and_found_again(tmp_path):
     qlip.CoordinateMLP(WIDTH, hidden=8).save(tmp_path / "mine.safetensors")
     prior = str(tmp_path / "mine.safetensors")

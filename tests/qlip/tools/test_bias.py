@@ -12,7 +12,6 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 
 from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPImageProcessor, QLIPVisionModel
 from qlip.tools.bias import (
-    BiasConfig,
     default_sizes,
     embed,
     embed_without_positions,
@@ -21,6 +20,7 @@ from qlip.tools.bias import (
     mesoscopic_bias,
     place_leaves,
 )
+from qlip.tools.bias_config import BiasConfig
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
 KINDS = {"clip": (CLIPVisionModel, CLIPVisionConfig), "siglip": (SiglipVisionModel, SiglipVisionConfig)}
@@ -204,7 +204,7 @@ def test_mesoscopic_bias_does_not_know_the_position_table():
 def test_the_quadtree_takes_fewer_tokens_and_at_alpha_0_is_the_uniform_grid():
     pictures = [picture(60, 90)]
     tree = rows_by_cell(tower(), pictures, BiasConfig(sizes=(112,), quadtree=TREE))
-    grid = rows_by_cell(tower(), pictures, BiasConfig(sizes=(112,), quadtree=QLIPConfig(alpha=0.0)))
+    grid = rows_by_cell(tower(), pictures, BiasConfig(sizes=(112,), quadtree=QLIPConfig.paper(alpha=0.0)))
     for measured, shape, _, mode, size in tree:
         uniform, quadtree = ((measured, shape, tiling, mode, size) for tiling in ("uniform", "quadtree"))
         assert tree[quadtree].tokens < tree[uniform].tokens == grid[quadtree].tokens

@@ -13,7 +13,8 @@ from transformers import CLIPModel
 from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPVisionModel
 from qlip.cli import main
 from qlip.pretrained import load_projection, load_tower
-from qlip.tools.bias import BiasConfig, embed, interpolation_bias, measure, mesoscopic_bias, place_leaves
+from qlip.tools.bias import embed, interpolation_bias, measure, mesoscopic_bias, place_leaves
+from qlip.tools.bias_config import BiasConfig
 from tests.qlip.tools.test_bias import cosine, numeric_norm, picture, pixels
 from tests.qlip.towers import NATIVE, make_clip, save_towers
 

@@ -11,7 +11,8 @@ from transformers import BertConfig, CLIPImageProcessorPil
 
 from qlip import CoordinateMLP, QLIPConfig, QLIPImageProcessor
 from qlip.cli import main
-from qlip.tools.bias import BiasConfig, measure
+from qlip.tools.bias import measure
+from qlip.tools.bias_config import BiasConfig
 from qlip.tools.bias_report import spread
 from tests.qlip.tools.test_bias import NATIVE, picture, tower, vision_model
 
@@ -47,12 +48,13 @@ def test_the_command_writes_means_settings_and_a_figure(workplace, tmp_path, cap
         "shapes": ["native", "cropped"], "modes": ["bilinear", "bicubic", "mlp", "mlp-pure"], "dtype": "float32",
     }  # fmt: skip
     assert expected.items() <= results["settings"].items()
-    assert results["settings"]["quadtree"]["alpha"] == 0.5
+    stated = results["settings"]["quadtree"]
+    assert stated["alpha"] == 0.5 and stated["geometry"] == "grid" and "interpolation" not in stated
     assert results["versions"]["torch"] == torch.__version__
 
     model = tower()
     model.set_prior(CoordinateMLP.load(workplace / "prior.safetensors"))
-    config = BiasConfig((42, 56), modes=("bilinear", "bicubic", "mlp", "mlp-pure"), quadtree=QLIPConfig(alpha=0.5))
+    config = BiasConfig((42, 56), modes=("bilinear", "bicubic", "mlp", "mlp-pure"), quadtree=QLIPConfig(**stated))
     wanted = measure(model, QLIPImageProcessor(), [picture(60, 90, seed) for seed in range(3)], config)
     assert len(wanted) == len(results["rows"]) == 2 * 2 * 2 * 5
     for ours, row in zip(wanted, results["rows"], strict=True):
