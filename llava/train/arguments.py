@@ -38,6 +38,7 @@ class TrainingArguments(LlavaTrainingFields, transformers.TrainingArguments):
 
     optim: str = field(default="adamw_torch")
     remove_unused_columns: bool = field(default=False)
+    logging_nan_inf_filter: bool = field(default=False)  # transformers' True logs 0 for a loss that is not finite
 
     @property
     def recomputes_activations(self) -> bool:

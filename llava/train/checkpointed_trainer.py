@@ -22,6 +22,7 @@ from llava.train.saving import (
     finish_checkpoint,
     load_trained,
     projector_state,
+    refuse_diverged,
     save_adapters,
     save_config,
     save_projector,
@@ -80,9 +81,14 @@ class CheckpointedTrainer(Trainer):
                 save_config(model, folder, dtype)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes a checkpoint under a temporary name and renames it once complete."""
+        """Writes a checkpoint under a temporary name and renames it once complete.
+
+        Raises:
+            ValueError: a trained weight is not finite; the checkpoints before stay.
+        """
         if not self.throughput.has_trained():
             return
+        refuse_diverged(self)
         final = Path(super()._get_output_dir(trial))
         name, limit = f"checkpoint-{self.state.global_step}", self.args.save_total_limit
         self._staging, self.args.save_total_limit = final / STAGING, None

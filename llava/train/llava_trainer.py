@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from llava.train.sampler import LengthGroupedSampler as LengthGroupedSampler  # 
 from llava.train.sampler import choose_sampler
 from llava.train.sampler import get_modality_length_grouped_indices as get_modality_length_grouped_indices
 from llava.train.sampler import split_to_even_chunks as split_to_even_chunks
+from llava.train.saving import refuse_diverged
 from llava.train.throughput import BatchCounts, Throughput, gather_objects
 
 
@@ -135,10 +137,16 @@ class LLaVATrainer(CheckpointedTrainer):
     # Log and evaluation
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds throughput, padding and memory to the log lines of training steps, and the projector's learning rate."""
+        """Adds throughput, padding and memory to the log lines of training steps, and the projector's learning rate.
+
+        Raises:
+            ValueError: the loss is not finite, and neither are the weights: no later step would mend them.
+        """
         if "loss" in logs:
             logs = logs | self._projector_rate() | self.throughput.report()
         super().log(logs, start_time)
+        if not math.isfinite(logs.get("loss", 0.0)):  # the mean of all processes, which so agree to look
+            refuse_diverged(self)
 
     def _get_learning_rate(self) -> float:
         """Finds the rate of the first weights that are trained; transformers would take that of an empty group."""

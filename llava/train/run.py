@@ -22,6 +22,7 @@ from llava.train.assemble import assemble
 from llava.train.data.dataset import make_supervised_data_module
 from llava.train.data.lengths import measure_lengths
 from llava.train.evaluation import QuestionEvaluation
+from llava.train.finite import START_FROM_WEIGHTS
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.plan import check_resumed_plan
 from llava.train.saving import checkpoints, safe_save_model_for_hf_trainer
@@ -188,8 +189,7 @@ def find_resume(training: Any) -> str | None:
     if not any(next(folder.glob(pattern), None) for pattern in OPTIMIZER_FILES):
         raise ValueError(
             f"{folder} has no state of an optimizer, as --save_only_model leaves it, so its learning rates would"
-            " begin again; give another --output_dir, and start from its weights: a whole model as"
-            " --model_name_or_path, a projector as --pretrain_mm_mlp_adapter, LoRA merged by merge_lora_weights.py"
+            f" begin again; give another --output_dir, and {START_FROM_WEIGHTS}"
         )
     if not (folder / SCHEDULER_FILE).is_file() and not any(folder.glob("global_step*")):  # DeepSpeed's own is in there
         raise ValueError(
