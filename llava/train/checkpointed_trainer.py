@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from llava.model.loading.folder import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.saving import (
@@ -30,6 +30,32 @@ from llava.train.saving import (
 from llava.train.throughput import Throughput
 
 logger = logging.getLogger(__name__)
+
+
+class StopAtBadSamples(TrainerCallback):
+    """Ends a run after the step in which more samples than allowed could not be used, with a checkpoint.
+
+    All processes stop at the same step. One that raised an error at once would leave no checkpoint, for which it needs
+    the others.
+    """
+
+    def __init__(self, trainer: CheckpointedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asks transformers to save and to stop; `_finalize_training` raises the error."""
+        throughput = self.trainer.throughput
+        if throughput.left_out.exceeds(self._sum(throughput.left_out.waiting_bad)):
+            throughput.update()  # two processes may have met the same sample
+            if throughput.left_out.exceeds():
+                control.should_save = control.should_training_stop = True
+
+    def _sum(self, count: int) -> int:
+        """Adds up a number of all processes: one small reduction, since it is done at every step."""
+        if self.trainer.args.world_size == 1:
+            return count
+        own = torch.tensor(count, device=self.trainer.args.device)
+        return int(self.trainer.accelerator.reduce(own, "sum"))
 
 
 class CheckpointedTrainer(Trainer):
@@ -126,10 +152,19 @@ class CheckpointedTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Reads what `save_model` wrote into a checkpoint."""
-        folder = Path(resume_from_checkpoint)
-        if (folder / TOTALS_FILE).is_file():
-            self.throughput.restore(json.loads((folder / TOTALS_FILE).read_text(encoding="utf-8")))
-        self._load_weights(folder, self.model if model is None else model)
+        self._load_weights(Path(resume_from_checkpoint), self.model if model is None else model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Continues the totals, too; DeepSpeed, which reads the weights itself, comes here as well.
+
+        Raises:
+            ValueError: more samples than allowed could not be used then, and cannot now.
+        """
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (file := Path(checkpoint) / TOTALS_FILE).is_file():
+            self.throughput.restore(json.loads(file.read_text(encoding="utf-8")))
+            self.throughput.left_out.look_again(self.train_dataset)
+            self.throughput.left_out.check_bad(Path(checkpoint))
 
     def _load_weights(self, folder: Path, model: Any) -> None:
         if not self._is_projector_only:
@@ -150,7 +185,13 @@ class CheckpointedTrainer(Trainer):
             logger.warning("%s is on another machine; the processes of this one keep the last weights", best)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Ends a run; its last checkpoint, which says that it is done, stays beside the best, unlike transformers'."""
+        """Ends a run; its last checkpoint, which says that it is done, stays beside the best, unlike transformers'.
+
+        Raises:
+            ValueError: it ends early, since more samples than allowed cannot be used; see `StopAtBadSamples`.
+        """
+        saved = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        self.throughput.left_out.check_bad(saved if saved.is_dir() and not self.args.save_only_model else None)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             return super()._finalize_training(*args, **kwargs)

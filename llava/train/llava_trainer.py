@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from llava.constants import IGNORE_INDEX
-from llava.train.checkpointed_trainer import CheckpointedTrainer
+from llava.train.checkpointed_trainer import CheckpointedTrainer, StopAtBadSamples
 from llava.train.data.loaders import make_loader, share_batches
 from llava.train.data.token_batches import TokenBatchSampler
 from llava.train.left_out import LeftOutLog
@@ -56,6 +56,7 @@ class LLaVATrainer(CheckpointedTrainer):
         unmeasured = 0 if lengths is None else int((lengths == 0).sum())
         unused = len(malformed) + unmeasured
         self.throughput = Throughput(max_bad_samples, malformed=malformed, unused=unused)
+        self.add_callback(StopAtBadSamples(self))
         self.evaluator: Any = None
         self._evaluated: list[tuple[float, int]] = []
         self._eval_counts = BatchCounts()
