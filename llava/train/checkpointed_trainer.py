@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ class CheckpointedTrainer(Trainer):
     throughput: Throughput
     plan: Any
     """What decides on the samples of each step."""
+    settings: Mapping[str, Any] = {}
+    """What else a run that continues this one must share; see `llava.train.settings`."""
     _staging: Path | None = None
 
     @property
@@ -126,7 +129,7 @@ class CheckpointedTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             staged = self._staging / name
             if self.args.should_save:
-                totals = self.throughput.state() | {"plan": self.plan}
+                totals = self.throughput.state() | {"plan": self.plan, "settings": dict(self.settings)}
                 (staged / TOTALS_FILE).write_text(json.dumps(totals), encoding="utf-8")
             self._name_best(staged, final)
         finally:
