@@ -29,6 +29,7 @@ from llava.train.saving import (
     save_projector,
 )
 from llava.train.throughput import Throughput
+from llava.train.training_arguments import choose_compute_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class CheckpointedTrainer(Trainer):
 
     def _save_whole(self, model: Any, folder: Path, is_checkpoint: bool) -> None:
         """Writes a whole model: float32 weights in a checkpoint, at the end in the dtype that the model computed in."""
-        dtype = self.args.compute_dtype
+        dtype = choose_compute_dtype(self.args)
         with cache_in_config(model.config):
             if is_checkpoint or dtype == torch.float32 or self.is_deepspeed_enabled or self.is_fsdp_enabled:
                 super().save_model(str(folder), is_checkpoint)

@@ -16,7 +16,8 @@ from llava.model.loading.folder import local_folder
 from llava.model.multimodal_encoder.builder import override_flag
 from llava.model.multimodal_encoder.pretrained import drops_last_layer, vision_config
 from llava.model.vision.anyres import has_newline
-from llava.train.arguments import ParsedArguments, is_supported_aspect_ratio
+from llava.train.arguments import ParsedArguments
+from llava.train.checks import is_supported_aspect_ratio
 from llava.train.tiles import choose_tiles, keep_aspect_ratio
 
 logger = logging.getLogger(__name__)
