@@ -15,11 +15,18 @@ from llava.model.language_model.common import ImageLanguageModel
 from llava.model.loading.checkpoint import Checkpoint
 from llava.model.loading.quantization import quantization
 from llava.model.loading.tokenizer import load_tokenizer
-from llava.model.loading.weights import check_complete, grow_vocabulary, load_weights
+from llava.model.loading.weights import MODELS, check_complete, grow_vocabulary, load_weights
 from llava.model.vision_setup import NEWLINE
 from llava.train.arguments import ParsedArguments
 from llava.train.lora import add_adapters
-from llava.train.parameters import choose_parameters, is_deepspeed, is_fsdp, set_dtypes
+from llava.train.parameters import (
+    choose_parameters,
+    is_deepspeed,
+    is_fsdp,
+    list_exact_parts,
+    loading_in_float32,
+    set_dtypes,
+)
 from llava.train.start import Start, choose_start
 from llava.train.tiles import record_tiles
 
@@ -49,6 +56,7 @@ def assemble(
     add_padding_token(tokenizer, model, name)
     tokenizer.padding_side, tokenizer.model_max_length = "right", args.training.model_max_length
     if vision is not None:
+        vision.vision_tower_dtype = choose_tower_dtype(args)
         model.get_model().initialize_vision_modules(vision)
         model.initialize_vision_tokenizer(vision, tokenizer)
     finish_tower(model, checkpoint.folder)
@@ -77,21 +85,32 @@ def load_start_model(
     training = args.training
     trains_trunk = not (training.lora_enable or args.model.tune_mm_mlp_adapter or args.model.freeze_backbone)
     options: dict[str, Any] = {"dtype": torch.float32}
-    if is_deepspeed(training) or (not trains_trunk and not is_fsdp(training)):
+    exact: list[str] = []
+    if is_deepspeed(training):
         options["dtype"] = training.compute_dtype
+    elif not trains_trunk and not is_fsdp(training):  # no float32 copy of a frozen language model
+        options["dtype"], exact = training.compute_dtype, list_exact_parts(args)
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if training.bits != 16:
         four_bit, dtype = training.bits == 4, training.compute_dtype
         settings = quantization(four_bit, dtype, training.double_quant, training.quant_type)
         options |= {"quantization_config": settings, "device_map": {"": training.device}}
-    model, missing = load_weights(checkpoint, options, {"cache_dir": training.cache_dir})
+    with loading_in_float32(MODELS[type(checkpoint.config)], exact):
+        hub = {"cache_dir": training.cache_dir}
+        model, missing = load_weights(checkpoint, options, hub, choose_tower_dtype(args))
     if NEWLINE in missing and not has_own_newline:
         model.get_model().image_newline = None  # `initialize_vision_modules` draws one
         missing = missing - {NEWLINE}
     check_complete(missing, checkpoint.folder)
     model.config.use_cache = False
     return model
+
+
+def choose_tower_dtype(args: ParsedArguments) -> torch.dtype | None:
+    """Chooses the dtype that a tower of its own files is loaded in; None is the model's."""
+    is_exact = args.model.unfreeze_mm_vision_tower and not is_deepspeed(args.training)
+    return torch.float32 if is_exact else None
 
 
 def add_padding_token(tokenizer: PreTrainedTokenizerBase, model: ImageLanguageModel, template: str) -> None:
