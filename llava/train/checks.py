@@ -14,6 +14,9 @@ from llava.train.training_arguments import TrainingArguments
 ASPECT_RATIOS = ("square", "pad")
 """`image_aspect_ratio` of training, beside those of tiles."""
 
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+"""Attention of the language model that training is tested with."""
+
 MEASURES = {"eval_data_path": "loss", "eval_questions": "exact_match"}
 """What each kind of evaluation measures, by its flag; `--metric_for_best_model` names one."""
 
@@ -38,6 +41,7 @@ def _check_choices(model: ModelArguments, data: DataArguments, training: Trainin
     for name, value, allowed in (
         ("bits", training.bits, (4, 8, 16)),
         ("quant_type", training.quant_type, ("nf4", "fp4")),
+        ("attn_implementation", training.attn_implementation, (None, *ATTENTIONS)),
         ("lora_bias", training.lora_bias, ("none", "all", "lora_only")),
         ("mm_patch_merge_type", model.mm_patch_merge_type, MERGE_TYPES),
         ("mm_vision_select_feature", model.mm_vision_select_feature, FEATURE_SELECTIONS),

@@ -79,6 +79,7 @@ class LlavaTrainingFields:
     cache_dir: str | None = _flag(None, "folder of downloads")
     freeze_mm_mlp_adapter: bool = _flag(False, "keep the projector as it is")
     mpt_attn_impl: str | None = _flag("triton", "accepted for LLaVA's commands; not read")
+    attn_implementation: str | None = _flag(None, "attention of the language model: sdpa, eager or flash_attention_2")
     model_max_length: int = _flag(512, "longest sequence, text and visual tokens together; longer text is cut")
     double_quant: bool = _flag(True, "quantise the constants of 4-bit weights, too")
     quant_type: str = _flag("nf4", "4-bit data type: nf4 or fp4")

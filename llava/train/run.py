@@ -40,7 +40,7 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     settings = list_settings(args, start)
     if begun is not None:
         check_resumed_settings(Path(begun), settings)
-    tokenizer, model, template = assemble(args, attn_implementation, start)
+    tokenizer, model, template = assemble(args, training.attn_implementation or attn_implementation, start)
     data = make_data(args, tokenizer, model, template)
     check_samples(data["train_dataset"], training)
     if data["eval_dataset"] is not None:

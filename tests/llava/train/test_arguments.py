@@ -61,6 +61,10 @@ def test_arguments_can_be_made_without_a_command_line(tmp_path):
     ("flags", "message"),
     [
         ("--bits 5", "--bits is 5; allowed are 4, 8, 16"),
+        (
+            "--attn_implementation fast",
+            "--attn_implementation is 'fast'; allowed are None, sdpa, eager, flash_attention_2",
+        ),
         ("--lora_bias some", "--lora_bias is 'some'; allowed are none, all, lora_only"),
         (
             "--image_aspect_ratio highres",
