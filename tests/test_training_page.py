@@ -7,7 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from llava.train.flags import RENAMED, SWITCHES, own_fields, transformers_flags
+from llava.train.flags import own_fields, transformers_flags
+from llava.train.old_flags import RENAMED, SWITCHES
 from qlip.config import QLIPConfig
 from scripts.training_memory import make_table
 from tests.interpreter import start

@@ -34,7 +34,8 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
         model: a `LlavaMetaModel`; its configuration is updated.
         args: `vision_tower`, a folder or hub id; and, where it has them, `mm_vision_select_layer`,
             `mm_vision_select_feature`, `mm_projector_type` ("linear"), `mm_patch_merge_type` ("flat"), `qlip`, and
-            `pretrain_mm_mlp_adapter`, a file with the projector's weights, and perhaps the newline of tiles.
+            `pretrain_mm_mlp_adapter`, a file with the projector's weights, and perhaps the newline of tiles;
+            `vision_tower_dtype`, by default the model's.
         fsdp: LLaVA's; if it is set, the tower is kept in a list: FSDP does not shard it, the model does not save it.
 
     Raises:
@@ -53,9 +54,9 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
             setattr(config, name, getattr(args, name))
     check_merge_type(config)
     if tower is None:
-        tower = build_vision_tower(config)
+        tower = build_vision_tower(config, delay_load=True)
         model.vision_tower = [tower] if fsdp else tower
-    tower.load_model()
+    tower.load_model(dtype=getattr(args, "vision_tower_dtype", None))
 
     config.use_mm_proj = True  # read by LLaVA, not by us
     config.mm_hidden_size = tower.hidden_size
@@ -65,7 +66,7 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
         projector = build_vision_projector(config)
     projector.requires_grad_(True)
     if has_newline(config) and getattr(model, "image_newline", None) is None:
-        model.image_newline = make_newline(config, like=model.embed_tokens.weight)
+        model.image_newline = make_newline(config, like=torch.empty(0, device=model.embed_tokens.weight.device))
     if (file := getattr(args, "pretrain_mm_mlp_adapter", None)) is not None:
         _load_projector(file, model, projector)
     model.mm_projector = projector

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from llava.model.loading.folder import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.saving import (
@@ -22,13 +23,41 @@ from llava.train.saving import (
     finish_checkpoint,
     load_trained,
     projector_state,
+    refuse_diverged,
     save_adapters,
     save_config,
     save_projector,
 )
 from llava.train.throughput import Throughput
+from llava.train.training_arguments import choose_compute_dtype
 
 logger = logging.getLogger(__name__)
+
+
+class StopAtBadSamples(TrainerCallback):
+    """Ends a run after the step in which more samples than allowed could not be used, with a checkpoint.
+
+    All processes stop at the same step. One that raised an error at once would leave no checkpoint, for which it needs
+    the others.
+    """
+
+    def __init__(self, trainer: CheckpointedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asks transformers to save and to stop; `_finalize_training` raises the error."""
+        throughput = self.trainer.throughput
+        if throughput.left_out.exceeds(self._sum(throughput.left_out.waiting_bad)):
+            throughput.update()  # two processes may have met the same sample
+            if throughput.left_out.exceeds():
+                control.should_save = control.should_training_stop = True
+
+    def _sum(self, count: int) -> int:
+        """Adds up a number of all processes: one small reduction, since it is done at every step."""
+        if self.trainer.args.world_size == 1:
+            return count
+        own = torch.tensor(count, device=self.trainer.args.device)
+        return int(self.trainer.accelerator.reduce(own, "sum"))
 
 
 class CheckpointedTrainer(Trainer):
@@ -38,6 +67,8 @@ class CheckpointedTrainer(Trainer):
     throughput: Throughput
     plan: Any
     """What decides on the samples of each step."""
+    settings: Mapping[str, Any] = {}
+    """What else a run that continues this one must share; see `llava.train.settings`."""
     _staging: Path | None = None
 
     @property
@@ -65,7 +96,7 @@ class CheckpointedTrainer(Trainer):
 
     def _save_whole(self, model: Any, folder: Path, is_checkpoint: bool) -> None:
         """Writes a whole model: float32 weights in a checkpoint, at the end in the dtype that the model computed in."""
-        dtype = self.args.compute_dtype
+        dtype = choose_compute_dtype(self.args)
         with cache_in_config(model.config):
             if is_checkpoint or dtype == torch.float32 or self.is_deepspeed_enabled or self.is_fsdp_enabled:
                 super().save_model(str(folder), is_checkpoint)
@@ -80,9 +111,14 @@ class CheckpointedTrainer(Trainer):
                 save_config(model, folder, dtype)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes a checkpoint under a temporary name and renames it once complete."""
+        """Writes a checkpoint under a temporary name and renames it once complete.
+
+        Raises:
+            ValueError: a trained weight is not finite; the checkpoints before stay.
+        """
         if not self.throughput.has_trained():
             return
+        refuse_diverged(self)
         final = Path(super()._get_output_dir(trial))
         name, limit = f"checkpoint-{self.state.global_step}", self.args.save_total_limit
         self._staging, self.args.save_total_limit = final / STAGING, None
@@ -94,7 +130,7 @@ class CheckpointedTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             staged = self._staging / name
             if self.args.should_save:
-                totals = self.throughput.state() | {"plan": self.plan}
+                totals = self.throughput.state() | {"plan": self.plan, "settings": dict(self.settings)}
                 (staged / TOTALS_FILE).write_text(json.dumps(totals), encoding="utf-8")
             self._name_best(staged, final)
         finally:
@@ -120,10 +156,19 @@ class CheckpointedTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Reads what `save_model` wrote into a checkpoint."""
-        folder = Path(resume_from_checkpoint)
-        if (folder / TOTALS_FILE).is_file():
-            self.throughput.restore(json.loads((folder / TOTALS_FILE).read_text(encoding="utf-8")))
-        self._load_weights(folder, self.model if model is None else model)
+        self._load_weights(Path(resume_from_checkpoint), self.model if model is None else model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Continues the totals, too; DeepSpeed, which reads the weights itself, comes here as well.
+
+        Raises:
+            ValueError: more samples than allowed could not be used then, and cannot now.
+        """
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (file := Path(checkpoint) / TOTALS_FILE).is_file():
+            self.throughput.restore(json.loads(file.read_text(encoding="utf-8")))
+            self.throughput.left_out.look_again(self.train_dataset)
+            self.throughput.left_out.check_bad(Path(checkpoint))
 
     def _load_weights(self, folder: Path, model: Any) -> None:
         if not self._is_projector_only:
@@ -144,7 +189,13 @@ class CheckpointedTrainer(Trainer):
             logger.warning("%s is on another machine; the processes of this one keep the last weights", best)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Ends a run; its last checkpoint, which says that it is done, stays beside the best, unlike transformers'."""
+        """Ends a run; its last checkpoint, which says that it is done, stays beside the best, unlike transformers'.
+
+        Raises:
+            ValueError: it ends early, since more samples than allowed cannot be used; see `StopAtBadSamples`.
+        """
+        saved = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        self.throughput.left_out.check_bad(saved if saved.is_dir() and not self.args.save_only_model else None)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             return super()._finalize_training(*args, **kwargs)

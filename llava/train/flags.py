@@ -15,51 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from llava.train.old_flags import DROPPED, FALSE, RENAMED, SWITCHES, TRUE, UNREAD
 from qlip.config import QLIPConfig
 
 QLIP_PREFIX = "qlip."
-
-RENAMED = {
-    "evaluation_strategy": "eval_strategy",
-    "warmup_ratio": "warmup_steps",
-    "no_cuda": "use_cpu",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-    "gradient_checkpointing": "activation_checkpointing",
-    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
-}
-"""Flags that LLaVA's scripts and older transformers spell otherwise -> today's, where transformers has that name.
-
-`warmup_ratio` is a share of all steps, which `warmup_steps` takes below 1.
-"""
-
-SWITCHES = {
-    "group_by_length": ["--train_sampling_strategy", "group_by_length"],
-    "adafactor": ["--optim", "adafactor"],
-}
-"""Old switches -> what they mean today."""
-
-TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
-"""Words for a switch that is on, or off; in any case of letters."""
-
-DROPPED = {
-    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
-    "overwrite_output_dir": "a run continues from the last checkpoint in --output_dir; name a new folder to start over",
-    "save_safetensors": "weights are always saved as safetensors",
-    "include_tokens_per_second": "tokens per second are always logged",
-    "include_inputs_for_metrics": "use --include_for_metrics inputs",
-    "dispatch_batches": "use --accelerator_config",
-    "split_batches": "use --accelerator_config",
-    "half_precision_backend": "mixed precision is PyTorch's",
-    "fp16_backend": "mixed precision is PyTorch's",
-    "fp16_opt_level": "mixed precision is PyTorch's",
-    "use_mps_device": "an accelerator that is there is used",
-    "use_ipex": "it has no successor",
-    "jit_mode_eval": "it has no successor",
-    "ray_scope": "it has no successor",
-    "past_index": "it has no successor",
-}
-"""Flags that transformers no longer has -> what to do instead; accepted with a warning."""
 
 
 def _flag(default: Any, text: str) -> Any:
@@ -120,6 +79,7 @@ class LlavaTrainingFields:
     cache_dir: str | None = _flag(None, "folder of downloads")
     freeze_mm_mlp_adapter: bool = _flag(False, "keep the projector as it is")
     mpt_attn_impl: str | None = _flag("triton", "accepted for LLaVA's commands; not read")
+    attn_implementation: str | None = _flag(None, "attention of the language model: sdpa, eager or flash_attention_2")
     model_max_length: int = _flag(512, "longest sequence, text and visual tokens together; longer text is cut")
     double_quant: bool = _flag(True, "quantise the constants of 4-bit weights, too")
     quant_type: str = _flag("nf4", "4-bit data type: nf4 or fp4")
@@ -187,6 +147,8 @@ def modernise(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], list[str]
                 raise ValueError(f"--{name} takes one value, got {len(given)}")
             settings[name.removeprefix(QLIP_PREFIX)] = read_value(given[0])
         elif newer in known:
+            if name in UNREAD and any(given):
+                warnings.append(f"--{name} is not read: {UNREAD[name]}")
             today += [f"--{newer}", *_today(name, given)]
         elif name in known or (name.startswith("no_") and name.removeprefix("no_") in known):
             today += [f"--{name}", *given]

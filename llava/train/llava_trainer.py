@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from llava.constants import IGNORE_INDEX
-from llava.train.checkpointed_trainer import CheckpointedTrainer
+from llava.train.checkpointed_trainer import CheckpointedTrainer, StopAtBadSamples
 from llava.train.data.loaders import make_loader, share_batches
 from llava.train.data.token_batches import TokenBatchSampler
 from llava.train.left_out import LeftOutLog
@@ -21,7 +22,9 @@ from llava.train.sampler import LengthGroupedSampler as LengthGroupedSampler  # 
 from llava.train.sampler import choose_sampler
 from llava.train.sampler import get_modality_length_grouped_indices as get_modality_length_grouped_indices
 from llava.train.sampler import split_to_even_chunks as split_to_even_chunks
+from llava.train.saving import refuse_diverged
 from llava.train.throughput import BatchCounts, Throughput, gather_objects
+from llava.train.training_arguments import forms_batches_by_tokens, read_field
 
 
 class LLaVATrainer(CheckpointedTrainer):
@@ -40,12 +43,18 @@ class LLaVATrainer(CheckpointedTrainer):
         """
         Args:
             model: see transformers' Trainer.
-            args: `TrainingArguments`; `tune_mm_mlp_adapter`, if it has it, saves the projector alone.
+            args: `TrainingArguments`, or a fork's own, whose missing fields have LLaVA's defaults;
+                `tune_mm_mlp_adapter`, if it has it, saves the projector alone.
             tokenizer: LLaVA's name for `processing_class`.
             lengths: int (N,), tokens of each sample, text and visual; needed for `batch_tokens` and `pack`.
             max_bad_samples: most malformed or unreadable samples to leave out before the run ends.
             **kwargs: of transformers' Trainer.
+
+        Raises:
+            ValueError: the arguments would take what training needs out of the samples.
         """
+        if getattr(args, "remove_unused_columns", False):  # transformers' default, which LLaVA's arguments turn off
+            raise ValueError("remove_unused_columns is True, which takes the images out of samples; it must be False")
         kwargs.setdefault("processing_class", tokenizer)
         with quantized_is_trainable(model, bool(getattr(args, "tune_mm_mlp_adapter", False))):
             super().__init__(model=model, args=args, **kwargs)
@@ -54,6 +63,7 @@ class LLaVATrainer(CheckpointedTrainer):
         unmeasured = 0 if lengths is None else int((lengths == 0).sum())
         unused = len(malformed) + unmeasured
         self.throughput = Throughput(max_bad_samples, malformed=malformed, unused=unused)
+        self.add_callback(StopAtBadSamples(self))
         self.evaluator: Any = None
         self._evaluated: list[tuple[float, int]] = []
         self._eval_counts = BatchCounts()
@@ -78,14 +88,14 @@ class LLaVATrainer(CheckpointedTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Builds the loader of training batches: of a number of samples, or of a number of tokens."""
         args = self.args
-        if not args.batches_by_tokens:
+        if not forms_batches_by_tokens(args):
             return super().get_train_dataloader()
         if self.train_dataset is None or self.lengths is None:
             raise ValueError("batch_tokens and pack need the training data set and the lengths of its samples")
         sampler = TokenBatchSampler(
             self.lengths,
             token_budget(args),
-            args.model_max_length if args.pack else None,
+            read_field(args, "model_max_length") if read_field(args, "pack") else None,
             args.world_size,
             args.process_index,
             args.gradient_accumulation_steps,
@@ -118,7 +128,7 @@ class LLaVATrainer(CheckpointedTrainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Builds the optimizer, with another learning rate for the projector where `mm_projector_lr` is set."""
-        rate = self.args.mm_projector_lr
+        rate = read_field(self.args, "mm_projector_lr")
         optimizer = super().create_optimizer(model)
         if rate is None or any("is_projector" in group for group in optimizer.param_groups):
             return optimizer
@@ -135,10 +145,16 @@ class LLaVATrainer(CheckpointedTrainer):
     # Log and evaluation
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds throughput, padding and memory to the log lines of training steps, and the projector's learning rate."""
+        """Adds throughput, padding and memory to the log lines of training steps, and the projector's learning rate.
+
+        Raises:
+            ValueError: the loss is not finite, and neither are the weights: no later step would mend them.
+        """
         if "loss" in logs:
             logs = logs | self._projector_rate() | self.throughput.report()
         super().log(logs, start_time)
+        if not math.isfinite(logs.get("loss", 0.0)):  # the mean of all processes, which so agree to look
+            refuse_diverged(self)
 
     def _get_learning_rate(self) -> float:
         """Finds the rate of the first weights that are trained; transformers would take that of an empty group."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -42,8 +45,45 @@ def unfreeze(tower: VisionTower) -> None:
             parameter.requires_grad_(False)
 
 
+EXACT_PARTS = ("mm_projector", "image_newline")
+"""Parts of names that are never rounded without DeepSpeed: a checkpoint holds them even where they are frozen."""
+
+
+def list_exact_parts(args: ParsedArguments) -> list[str]:
+    """Lists parts of the names of weights that are loaded in float32 above a frozen language model.
+
+    What is trained begins with the values of the file, not with their bfloat16; only frozen weights are rounded.
+    """
+    model, training = args.model, args.training
+    parts = list(EXACT_PARTS)
+    if model.unfreeze_mm_vision_tower:
+        parts.append("vision_tower")
+    if model.tune_mm_mlp_adapter:
+        return [*parts, "embed_tokens"] if model.mm_use_im_start_end else parts
+    if training.lora_enable:
+        return parts if training.lora_bias == "none" else [*parts, "bias"]
+    return [*parts, "lm_head"]
+
+
+@contextmanager
+def loading_in_float32(model_class: Any, parts: Sequence[str]) -> Iterator[None]:
+    """Lets transformers load weights in float32 whose names hold one of some parts, whatever the model's dtype."""
+    with_own = "_keep_in_fp32_modules_strict" in vars(model_class)
+    before = model_class._keep_in_fp32_modules_strict
+    model_class._keep_in_fp32_modules_strict = [*(before or ()), *parts]
+    try:
+        yield
+    finally:
+        if with_own:
+            model_class._keep_in_fp32_modules_strict = before
+        else:
+            del model_class._keep_in_fp32_modules_strict
+
+
 def set_dtypes(model: ImageLanguageModel, training: TrainingArguments) -> None:
     """Converts trained weights to float32, which small updates need, and frozen ones to the products' dtype.
+
+    The projector is float32 where it is frozen, too: its file is written again, and it is small.
 
     A tower that is trained is float32 throughout: norms after the layer that is read would otherwise get inputs of
     another dtype, which CPUs refuse. DeepSpeed holds float32 copies itself, so that all weights have the products'
@@ -52,7 +92,11 @@ def set_dtypes(model: ImageLanguageModel, training: TrainingArguments) -> None:
     if is_fsdp(training):
         return
     compute, masters = training.compute_dtype, not is_deepspeed(training)
-    trained = {weight for weight in model.parameters() if weight.requires_grad}
+    trained = {
+        weight
+        for name, weight in model.named_parameters()
+        if weight.requires_grad or any(part in name for part in EXACT_PARTS)
+    }
     if (tower := model.get_vision_tower()) is not None and trained & (own := set(tower.parameters())):
         trained |= own
     for parameter in model.parameters():

@@ -15,6 +15,7 @@ import numpy as np
 
 from llava.model.loading.files import read_json
 from llava.train.saving import TOTALS_FILE
+from llava.train.training_arguments import forms_batches_by_tokens, read_field
 
 
 def plan_steps(dataset: Any, args: Any, seed: int, lengths: Any) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def plan_steps(dataset: Any, args: Any, seed: int, lengths: Any) -> dict[str, An
 
     Args:
         dataset: the training data, by words where it has `modality_lengths`; or None.
-        args: `TrainingArguments`.
+        args: `TrainingArguments`, or a fork's own.
         seed: of the order.
         lengths: int (N,), tokens of each sample, which batches of a number of tokens depend on; or None.
 
@@ -30,27 +31,28 @@ def plan_steps(dataset: Any, args: Any, seed: int, lengths: Any) -> dict[str, An
         Values that JSON holds. By count, half the batch with twice the accumulation is the same; by tokens it is not.
     """
     together = args.gradient_accumulation_steps * args.world_size
-    by_tokens = args.pack or args.batch_tokens is not None
+    by_tokens, pack = forms_batches_by_tokens(args), bool(read_field(args, "pack"))
     by_count = None if by_tokens else args.train_batch_size * together
     budget = token_budget(args) if by_tokens else None
-    order = "--group_by_modality_length" if args.group_by_modality_length else str(args.train_sampling_strategy)
+    by_modality = read_field(args, "group_by_modality_length")
+    order = "--group_by_modality_length" if by_modality else str(args.train_sampling_strategy)
     return {
         "samples in the data": 0 if dataset is None else len(dataset),
         "data (a digest of its samples' lengths in words)": digest(getattr(dataset, "modality_lengths", None)),
-        "--pack": bool(args.pack),
+        "--pack": pack,
         "--data_seed or --seed": seed,
         "samples a step (batch size x accumulation x processes)": by_count,
         "tokens a step (--batch_tokens x accumulation x processes)": budget and budget * together,
         "order of samples": None if by_tokens else order,
         "tokens a batch (--batch_tokens)": budget,
-        "tokens a packed row (--model_max_length)": args.model_max_length if args.pack else None,
+        "tokens a packed row (--model_max_length)": read_field(args, "model_max_length") if pack else None,
         "tokens of the samples (a digest)": digest(lengths) if by_tokens else None,
     }
 
 
 def token_budget(args: Any) -> int:
     """Computes the most tokens of a batch, for batches of a number of tokens."""
-    return args.batch_tokens or args.train_batch_size * args.model_max_length
+    return read_field(args, "batch_tokens") or args.train_batch_size * read_field(args, "model_max_length")
 
 
 def digest(numbers: Any) -> str | None:

@@ -12,17 +12,19 @@ import torch
 from torch import Generator
 from torch.utils.data import Sampler
 
+from llava.train.training_arguments import read_field
+
 
 def choose_sampler(dataset: Any, args: Any, seed: int) -> Sampler[int] | None:
     """Makes the sampler of a training run; None where transformers' own is asked for.
 
     Args:
         dataset: the training data, with `lengths` and `modality_lengths`; or None.
-        args: `TrainingArguments`.
+        args: `TrainingArguments`, or a fork's own.
         seed: of the order.
     """
     # transformers' own would open every image to count the tokens of its text, and its order is not a resumed run's.
-    by_modality = args.group_by_modality_length  # takes precedence over the other, as in LLaVA
+    by_modality = read_field(args, "group_by_modality_length")  # takes precedence over the other, as in LLaVA
     by_length = args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "lengths")
     if dataset is None or not (by_length or by_modality):
         return None

@@ -18,7 +18,9 @@ from transformers import Trainer
 from llava.model.loading.files import load_tensors, state_dtype
 from llava.model.loading.folder import NON_LORA_FILE, PROJECTOR_FILE
 from llava.model.loading.weights import llava_name
+from llava.train.finite import check_finite
 from llava.train.lora import simplify_adapter_config
+from llava.train.throughput import gather_objects
 from qlip.files import replacing
 
 STAGING = ".saving"
@@ -36,10 +38,20 @@ def safe_save_model_for_hf_trainer(trainer: Trainer, output_dir: str) -> None:
     """Writes the trained model at the end of a run: the projector, adapters, or the whole model.
 
     Every process must call it.
+
+    Raises:
+        ValueError: a trained weight is not finite.
     """
+    refuse_diverged(trainer)
     if trainer.is_deepspeed_enabled and torch.cuda.is_available():
         torch.cuda.synchronize()
     trainer.save_model(output_dir)
+
+
+def refuse_diverged(trainer: Trainer) -> None:
+    """Raises ValueError if a trained weight is not finite; every process must call it."""
+    model: Any = trainer.model
+    check_finite(model, trainer.state.global_step, checkpoints(str(trainer.args.output_dir)), gather_objects)
 
 
 def gather_parameter(parameter: Tensor) -> Tensor:

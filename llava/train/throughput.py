@@ -1,4 +1,4 @@
-"""Counts what training processes: samples, tokens, padding, samples left out; and the rates of a log line."""
+"""Counts what training processes: samples, tokens, padding; and the rates of a log line."""
 
 from __future__ import annotations
 
@@ -14,28 +14,12 @@ from typing import Any
 import torch
 
 from llava.constants import IGNORE_INDEX
-from llava.train.left_out import LeftOutLog
+from llava.train.left_out import LeftOutSamples, Skipped
 
 logger = logging.getLogger(__name__)
 
-SHOWN_REASONS = 3
-"""Bad samples that the error at the end of a run names."""
-
-UNUSED_AT_FIRST = 100
-"""Samples that are left out before the run ends, if none at all could be used."""
-
 Gather = Callable[[Any], list[Any]]
 """Collects one picklable object per process; every process must call it and gets all of them, in order of rank."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A sample that is left out of training."""
-
-    reason: str
-    """Names the sample; equal for each time that it is left out."""
-    is_bad: bool
-    """Whether the sample is malformed or unreadable; otherwise it is sound, but too long."""
 
 
 @dataclass(frozen=True)
@@ -115,16 +99,11 @@ class Throughput:
             malformed: what is wrong with samples that the data set left out when it was opened.
             unused: samples that are dropped before training: these, and those that batches by tokens leave out.
         """
-        self.max_bad_samples = max_bad_samples
+        self.left_out = LeftOutSamples(max_bad_samples, malformed, unused)
         self._gather = gather
         self._clock = clock
-        self._target_tokens = self._samples = 0  # of all processes, as are the next two
-        self._unused = self._dropped = unused
-        self._bad: dict[str, None] = dict.fromkeys(malformed)
-        self._left_out = LeftOutLog("left out", "dropped_samples")
+        self._target_tokens = self._samples = 0  # of all processes
         self._waiting = BatchCounts()  # of this process, not gathered yet; without `skipped`
-        self._waiting_dropped = 0
-        self._waiting_bad: dict[str, None] = {}
         self._interval = BatchCounts()  # of all processes, since the last report
         self._began: float | None = None
         self._peak = 0.0
@@ -147,39 +126,28 @@ class Throughput:
                 self._began += self._clock() - begin
 
     def add(self, counts: BatchCounts) -> None:
-        """Counts a batch of this process, and warns of samples that are left out for the first time.
-
-        Raises:
-            ValueError: too many bad samples.
-        """
+        """Counts a batch of this process, and warns of samples that are left out for the first time."""
         if self._began is None:
             self.start()
         for skipped in counts.skipped:
-            self._waiting_dropped += 1
-            if skipped.is_bad and skipped.reason not in self._bad:
-                self._waiting_bad[skipped.reason] = None
-            self._left_out.add(skipped.reason)
+            self.left_out.add(skipped)
         self._waiting += replace(counts, skipped=())
-        self._check({**self._bad, **self._waiting_bad})
 
     def update(self) -> None:
         """Adds the batches of all processes to the totals; every process must call it at the same step.
 
         Raises:
-            ValueError: too many bad samples in all processes together.
+            ValueError: many samples were left out, and none was used.
         """
-        mine = (self._waiting, self._waiting_dropped, tuple(self._waiting_bad), peak_memory_gib())
-        self._waiting, self._waiting_dropped, self._waiting_bad = BatchCounts(), 0, {}
-        for counts, dropped, bad, memory in self._gather(mine):
+        mine = (self._waiting, self.left_out.take(), peak_memory_gib())
+        self._waiting = BatchCounts()
+        for counts, left_out, memory in self._gather(mine):
             self._interval += counts
             self._target_tokens += counts.target_tokens
             self._samples += counts.samples
-            self._dropped += dropped
-            self._bad.update(dict.fromkeys(bad))
+            self.left_out.merge(left_out)
             self._peak = max(self._peak, memory or 0.0)
-        self._check(self._bad)
-        if self._dropped - self._unused >= UNUSED_AT_FIRST:
-            self._check_used()
+        self.left_out.check_used(self._target_tokens, is_end=False)
 
     def finish(self) -> None:
         """Counts what is not counted yet, as training ends; every process must call it.
@@ -188,19 +156,21 @@ class Throughput:
             ValueError: no sample was trained on, or too many bad ones.
         """
         self.update()
-        self._check_used()
+        self.left_out.check_bad()
+        self.left_out.check_used(self._target_tokens, is_end=True)
 
     def has_trained(self) -> bool:
         """Whether anything was trained on, after `update`; warns if all samples were left out."""
         self.update()
-        if self._dropped and not self._target_tokens:
-            logger.warning("no checkpoint is written: %s", self._say_none_used())
-        return bool(self._target_tokens or not self._dropped)
+        if self.left_out.dropped and not self._target_tokens:
+            logger.warning("no checkpoint is written: %s", self.left_out.describe_none_used())
+        return bool(self._target_tokens or not self.left_out.dropped)
 
     def describe_dropped(self) -> str:
         """Describes how many samples were left out, summed over processes and epochs; empty if none was."""
-        times = f"samples were left out {self._dropped} times, in every epoch again, and used {self._samples} times"
-        return f"{times}; {self._count_kinds()}" if self._dropped else ""
+        dropped = self.left_out.dropped
+        times = f"samples were left out {dropped} times, in every epoch again, and used {self._samples} times"
+        return f"{times}; {self.left_out.count_kinds()}" if dropped else ""
 
     def report(self) -> dict[str, float]:
         """Computes a log line's numbers since the last report; every process must call it at the same step.
@@ -212,7 +182,7 @@ class Throughput:
             the highest peak of a process, see `peak_memory_gib`.
 
         Raises:
-            ValueError: too many bad samples in all processes together.
+            ValueError: many samples were left out, and none was used.
         """
         self.update()
         counts, self._interval = self._interval, BatchCounts()
@@ -228,43 +198,19 @@ class Throughput:
             "target_tokens_per_second": round(counts.target_tokens / seconds, 1),
             "padding_share": round(1 - real / counts.padded_tokens, 4) if counts.padded_tokens else 0.0,
             "target_tokens": self._target_tokens,
-            "dropped_samples": self._dropped,
+            "dropped_samples": self.left_out.dropped,
             "memory_gib": round(peak, 3),
         }
 
     def state(self) -> dict[str, Any]:
         """Totals of all processes at the last `update` or `report`, to be saved with a checkpoint as JSON."""
-        counts = {"target_tokens": self._target_tokens, "samples": self._samples, "dropped_samples": self._dropped}
-        return {**counts, "bad_samples": list(self._bad)}
+        return {"target_tokens": self._target_tokens, "samples": self._samples, **self.left_out.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues with the totals of a checkpoint."""
         self._target_tokens = int(state["target_tokens"])
         self._samples = int(state.get("samples", 0))  # checkpoints of earlier versions lack it
-        self._dropped = int(state["dropped_samples"])
-        self._bad = dict.fromkeys(state["bad_samples"])
-        self._left_out.skip(self._bad)
-
-    def _check_used(self) -> None:
-        if self._dropped and not self._target_tokens:
-            example = f", for example {min(self._left_out.named)}" if self._left_out.named else ""
-            raise ValueError(
-                f"{self._say_none_used()}{example}. {self._count_kinds()}. Check --image_folder and --model_max_length"
-            )
-
-    def _say_none_used(self) -> str:
-        return f"no sample could be trained on; samples were left out {self._dropped} times over all epochs"
-
-    def _count_kinds(self) -> str:
-        return f"{len(self._bad)} of them are malformed or unreadable, any others too long, or left out as measured"
-
-    def _check(self, bad: Mapping[str, None]) -> None:
-        if len(bad) > self.max_bad_samples:
-            first = "; ".join(list(bad)[:SHOWN_REASONS])
-            raise ValueError(
-                f"{len(bad)} samples cannot be used, and --max_bad_samples allows {self.max_bad_samples}: {first}"
-                f"{'; ...' if len(bad) > SHOWN_REASONS else ''}. Correct or remove them, or raise --max_bad_samples"
-            )
+        self.left_out.restore(state)
 
 
 def peak_memory_gib() -> float | None:

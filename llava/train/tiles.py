@@ -8,7 +8,8 @@ from typing import Any
 from llava.image_geometry import is_anyres, read_pinpoints
 from llava.model.config import MultimodalConfig, check_tiling
 from llava.model.vision.anyres import joins_tiles
-from llava.train.arguments import ParsedArguments, is_supported_aspect_ratio
+from llava.train.arguments import ParsedArguments
+from llava.train.checks import is_supported_aspect_ratio
 
 
 def keep_aspect_ratio(args: ParsedArguments, config: MultimodalConfig) -> None:

@@ -42,9 +42,15 @@ MODELS: dict[type[ImageLanguageConfig], type[ImageLanguageModel]] = {
 
 
 def load_weights(
-    checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any]
+    checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any], tower_dtype: torch.dtype | None = None
 ) -> tuple[ImageLanguageModel, set[str]]:
     """Loads a checkpoint's weights into a model of its configuration, and the tower from its own checkpoint if needed.
+
+    Args:
+        checkpoint: see `inspect`.
+        options: of `from_pretrained`.
+        hub: where to look for a tower: `cache_dir`, `token`, ...
+        tower_dtype: of a tower from its own checkpoint; by default the model's.
 
     Returns:
         The model, and the names of its weights that no file holds.
@@ -77,7 +83,7 @@ def load_weights(
     if (tower := loaded.model.get_vision_tower()) is not None:
         if any(parameter.is_meta for parameter in tower.parameters()):  # it reads weights outside of modules
             raise ValueError("the vision tower is offloaded; give it a device in device_map (it is small)")
-        tower.load_model(dtype=loaded.model.dtype, device=loaded.model.device, **hub)
+        tower.load_model(dtype=tower_dtype or loaded.model.dtype, device=loaded.model.device, **hub)
     return loaded.model, loaded.missing
 
 

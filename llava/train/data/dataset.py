@@ -26,7 +26,7 @@ from llava.train.data.collator import DataCollatorForSupervisedDataset
 from llava.train.data.image_files import make_finder
 from llava.train.data.labels import Turn, encode_conversation
 from llava.train.data.samples import Sample, open_samples
-from llava.train.throughput import Skipped
+from llava.train.left_out import Skipped
 
 IMAGE_WORDS = 128
 """What an image adds to `LazySupervisedDataset.lengths`; LLaVA's number."""
@@ -171,12 +171,12 @@ class LazySupervisedDataset(Dataset):
         for path in sample.images:
             ready = self._prepare(path)
             if isinstance(ready, Unreadable):
-                return {"skipped": Skipped(f"{self.where(index)}: {ready.reason}", is_bad=True)}
+                return {"skipped": Skipped(f"{self.where(index)}: {ready.reason}", is_bad=True, index=index)}
             images.append(ready)
         try:
             ids, labels = self._encode(sample)
         except ValueError as error:
-            return {"skipped": Skipped(f"{self.where(index)}: {error}", is_bad=True)}
+            return {"skipped": Skipped(f"{self.where(index)}: {error}", is_bad=True, index=index)}
         visual = sum(image.tokens for image in images)
         keep = self._cut(ids, labels, visual)
         if isinstance(keep, str):

@@ -25,7 +25,8 @@ from llava.mm_utils import find_tile_side
 from llava.model.vision.anyres import joins_tiles, lay_out
 from llava.model.vision.prepared_image import PreparedImage
 from llava.model.vision.preparer import Preparer, Unreadable
-from llava.train.throughput import BatchCounts, Gather, Skipped, Throughput, gather_objects
+from llava.train.left_out import LeftOutSamples, Skipped
+from llava.train.throughput import Gather, gather_objects
 from qlip.config import QLIPConfig
 from qlip.cutting import CutOne, ImageCutter
 from qlip.files import replacing
@@ -107,7 +108,7 @@ class Share(NamedTuple):
 def _measure_share(dataset: Any, indices: Lengths, workers: int, gather: Gather, shows_progress: bool) -> Share:
     """Measures some samples, and raises ValueError where too many of all processes' are bad."""
     malformed = getattr(getattr(dataset, "samples", None), "malformed", ())
-    throughput = Throughput(getattr(dataset.data_args, "max_bad_samples", 10), gather, malformed=malformed)
+    left_out = LeftOutSamples(getattr(dataset.data_args, "max_bad_samples", 10), malformed)
     results = _measure(dataset, indices, workers)
     if shows_progress and len(indices):
         results = tqdm(results, "measuring samples", len(indices), delay=2)
@@ -120,10 +121,13 @@ def _measure_share(dataset: Any, indices: Lengths, workers: int, gather: Gather,
         lengths.append(0)
         reason = reason or result.reason
         if result.is_bad:
-            throughput.add(BatchCounts(skipped=(result,)))
+            left_out.add(result)
+            left_out.check_bad()
         else:
             too_long += 1
-    throughput.update()
+    for counts in gather(left_out.take()):
+        left_out.merge(counts)
+    left_out.check_bad()
     return Share(np.array(lengths, dtype=np.int64), too_long, reason)
 
 

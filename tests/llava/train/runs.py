@@ -34,8 +34,10 @@ DEFAULTS = {
 def flags(model: Path, data: Path, out: Path, **changes: Any) -> list[str]:
     """The command line of a run over `data / "data.json"` in its order.
 
-    `changes` replace or add flags; None removes one.
+    `changes` replace or add flags; None removes one. Batches by tokens and by modality have an order of their own.
     """
+    if {"pack", "batch_tokens", "group_by_modality_length"} & changes.keys():
+        changes = {"train_sampling_strategy": None, **changes}
     chosen = {
         "model_name_or_path": model,
         "data_path": data / "data.json",

@@ -61,6 +61,10 @@ def test_arguments_can_be_made_without_a_command_line(tmp_path):
     ("flags", "message"),
     [
         ("--bits 5", "--bits is 5; allowed are 4, 8, 16"),
+        (
+            "--attn_implementation fast",
+            "--attn_implementation is 'fast'; allowed are None, sdpa, eager, flash_attention_2",
+        ),
         ("--lora_bias some", "--lora_bias is 'some'; allowed are none, all, lora_only"),
         (
             "--image_aspect_ratio highres",
@@ -91,6 +95,14 @@ def test_arguments_can_be_made_without_a_command_line(tmp_path):
         ("--tune_mm_mlp_adapter True --freeze_mm_mlp_adapter True", "--freeze_mm_mlp_adapter freezes"),
         ("--group_by_modality_length True --pack True", "--pack and --batch_tokens form batches by tokens"),
         ("--group_by_length True --batch_tokens 9", "--pack and --batch_tokens form batches by tokens"),
+        ("--remove_unused_columns True", "--remove_unused_columns is True; allowed are False"),
+        ("--train_sampling_strategy sequential --pack True", "sequential keeps the order of the data, and --pack"),
+        ("--train_sampling_strategy sequential --batch_tokens 9", "sequential keeps the order of the data"),
+        ("--train_sampling_strategy sequential --group_by_modality_length True", "sequential keeps the order of the"),
+        ("--auto_find_batch_size True --batch_tokens 9", "--auto_find_batch_size lowers a number of samples; --pack"),
+        ("--auto_find_batch_size True --pack True", "--auto_find_batch_size lowers a number of samples; --pack"),
+        ("--dataloader_persistent_workers True", "but --dataloader_num_workers is 0; raise it, or leave the flag out"),
+        ("--dataloader_multiprocessing_context spawn", "but --dataloader_num_workers is 0; raise it"),
         ("--qlip False --qlip.alpha 1", "--qlip False contradicts --qlip.alpha"),
         ("--eval_strategy steps", "give --eval_data_path, --eval_questions or both"),
         ("--eval_questions q.jsonl", "--eval_questions is given, but --eval_strategy is no"),

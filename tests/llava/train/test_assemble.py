@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llava.conversation import conv_templates
-from llava.train import arguments
+from llava.train import checks
 from llava.train.arguments import parse_arguments
 from llava.train.assemble import assemble
 from llava.train.lora import find_all_linear_names
@@ -100,7 +100,7 @@ def test_an_unfrozen_tower_is_trained_as_far_as_it_is_read(build):
     ],
 )
 def test_trained_weights_are_float32_and_frozen_ones_compact(bases, monkeypatch, flags, of_trained, of_frozen):
-    monkeypatch.setattr(arguments, "check_precision", lambda training: None)  # fp16 needs a GPU to run
+    monkeypatch.setattr(checks, "check_precision", lambda training: None)  # fp16 needs a GPU to run
     given = f"--output_dir out --data_path data.json --use_cpu True --report_to none {LLAVA} {flags}"
     _, model, _ = assemble(parse_arguments(given.format(bases).split()))
     assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == of_trained

@@ -1,4 +1,4 @@
-"""Samples that are left out are named once, in training and in its evaluation."""
+"""Samples that are left out are named once, in training and in its evaluation; too many bad ones end a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava.train import left_out
-from llava.train.left_out import LeftOutLog
+from llava.train.left_out import LeftOutCounts, LeftOutLog, LeftOutSamples, Skipped
 from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import logged, train_on
 
@@ -39,3 +39,66 @@ def test_several_evaluations_name_a_sample_once(bases: Path, tmp_path: Path, cap
         train_on(bases / "llava", tmp_path, tmp_path / "out", tune_mm_mlp_adapter=True, **flags)
     assert logged(tmp_path / "out", "eval_dropped_samples") == [1, 1]
     assert sum("left out of the evaluation: " in message for message in caplog.messages) == 1
+
+
+def test_more_bad_samples_than_allowed_are_an_error() -> None:
+    left_out = LeftOutSamples(max_bad_samples=3)
+    for number in range(4):
+        left_out.check_bad()
+        left_out.add(Skipped(f"x.json: sample {number}: broken", True))
+    with pytest.raises(ValueError) as error:
+        left_out.check_bad()
+    for part in ("4 samples", "--max_bad_samples allows 3", "x.json: sample 0: broken", "sample 2", "; ..."):
+        assert part in str(error.value)
+
+
+def test_bad_samples_of_all_processes_count_together_and_once() -> None:
+    left_out = LeftOutSamples(max_bad_samples=1)
+    left_out.add(Skipped("a", True))
+    assert left_out.exceeds(1 + 1) and left_out.waiting_bad == 1  # as two processes that have met the same
+    for counts in (left_out.take(), LeftOutCounts(1, {"a": None})):
+        left_out.merge(counts)
+    assert not left_out.exceeds() and left_out.waiting_bad == 0
+    left_out.merge(LeftOutCounts(1, {"b": None}))
+    with pytest.raises(ValueError, match="2 samples cannot be used, and --max_bad_samples allows 1: a; b"):
+        left_out.check_bad()
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """Ten samples with an image, of which those of the numbers 5, 6 and 7 cannot be read."""
+    write_data(tmp_path / "data", "i" * 10)
+    for number in (5, 6, 7):
+        file = tmp_path / "data" / f"{number}.png"
+        file.rename(file.with_suffix(".whole"))
+        file.write_text("no image")
+    return tmp_path / "data"
+
+
+RUN = {"tune_mm_mlp_adapter": True, "per_device_train_batch_size": 2, "max_bad_samples": 2}
+
+
+@pytest.mark.parametrize("way", ["mended", "raised", "neither"])
+def test_a_run_that_too_many_bad_samples_end_is_continued(bases, broken: Path, tmp_path: Path, way: str) -> None:
+    """The third is met in step 4 of 5, which is done without it, as the steps before were without the others."""
+    train_on(bases / "llava", broken, tmp_path / "whole", **{**RUN, "max_bad_samples": 3})
+    saved = tmp_path / "out" / "checkpoint-4"
+    told = f"3 samples cannot be used, .* allows 2: .*; the same command then continues from {saved}"
+    with pytest.raises(ValueError, match=told):
+        train_on(bases / "llava", broken, tmp_path / "out", **RUN)
+    assert [file.name for file in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+    if way == "neither":
+        with pytest.raises(ValueError, match=told):
+            train_on(bases / "llava", broken, tmp_path / "out", **RUN)
+        return
+    if way == "mended":
+        (broken / "6.whole").replace(broken / "6.png")
+    again = {**RUN, "max_bad_samples": 3} if way == "raised" else RUN
+    train_on(bases / "llava", broken, tmp_path / "out", **again)
+    assert logged(tmp_path / "out") == pytest.approx(logged(tmp_path / "whole"), abs=1e-6)
+    assert logged(tmp_path / "out", "dropped_samples")[-1] == 3
+
+
+def test_without_a_checkpoint_to_continue_samples_may_be_removed(bases, broken: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="allows 2: .* Correct or remove them, or raise --max_bad_samples$"):
+        train_on(bases / "llava", broken, tmp_path / "out", **RUN, save_only_model=True)

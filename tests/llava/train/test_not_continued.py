@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llava.train.run import check_same_step, check_whole
+from llava.train.resume import check_same_step, check_whole
 from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import code_and_error, flags, train_on
 

@@ -52,15 +52,18 @@ def write_questions(file: Path, images: list[str]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def launch(arguments: list[str], log: Path) -> None:
-    """Trains in two processes, told apart as torchrun tells its own (which the recipes' test runs)."""
+def launch(arguments: list[str], log: Path, code: int = 0) -> None:
+    """Trains in two processes, told apart as torchrun tells its own (which the recipes' test runs).
+
+    Both must exit with `code`.
+    """
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     processes = [
         fork_main(main, *arguments, stderr=log, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)
     ]
     for process in processes:
         process.join(300)
-    assert [process.exitcode for process in processes] == [0, 0], log.read_text()[-3000:]
+    assert [process.exitcode for process in processes] == [code, code], log.read_text()[-3000:]
 
 
 def test_two_processes_train_as_one_and_resume(tmp_path: Path) -> None:
@@ -88,3 +91,23 @@ def test_two_processes_train_as_one_and_resume(tmp_path: Path) -> None:
     launch(make_flags(tmp_path, stopped, **NOT_EVALUATED), tmp_path / "stopped.log")
     assert logged(stopped) == pytest.approx(losses, abs=1e-5)
     assert logged(stopped, "target_tokens") == logged(tmp_path / "two", "target_tokens")
+
+
+def test_two_processes_stop_together_where_one_has_met_too_many_bad_samples(tmp_path: Path) -> None:
+    """Both come to the checkpoint, which one that ended at once would leave the other to wait for."""
+    make_llava_checkpoint(tmp_path / "model")
+    write_data(tmp_path / "data", "i" * 12)
+    (tmp_path / "data" / "6.png").write_text("no image")  # of process 1, in the second of three steps
+    arguments = make_flags(tmp_path, tmp_path / "out", **NOT_EVALUATED, max_bad_samples=0, save_steps=100)
+    launch(arguments, tmp_path / "log", code=2)
+    assert "the same command then continues from" in (tmp_path / "log").read_text()
+    assert (tmp_path / "out" / "checkpoint-2" / "mm_projector.bin").is_file()
+
+
+def test_two_processes_stop_together_where_training_diverges(tmp_path: Path) -> None:
+    make_llava_checkpoint(tmp_path / "model")
+    write_data(tmp_path / "data", "i" * 12)
+    arguments = make_flags(tmp_path, tmp_path / "out", **NOT_EVALUATED, learning_rate=1e37, save_steps=1)
+    launch([*arguments, "--lr_scheduler_type", "constant"], tmp_path / "log", code=2)
+    assert "error: training has diverged" in (tmp_path / "log").read_text()
+    assert [folder.name for folder in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]

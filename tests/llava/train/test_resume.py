@@ -170,7 +170,7 @@ def test_a_run_that_is_done_says_that_it_trains_nothing(bases, data, tmp_path, c
     assert "nothing was trained" not in caplog.text
     before = torch.load(tmp_path / "mm_projector.bin")
     for _ in range(2):
-        train_on(bases / "llava", data, tmp_path, **chosen, learning_rate=1e-2)
+        train_on(bases / "llava", data, tmp_path, **chosen)
         assert f"checkpoint-{steps} has all {steps} steps already: nothing was trained; give another" in caplog.text
         assert [folder.name for folder in checkpoints(tmp_path)][-1] == f"checkpoint-{steps}"
         after = torch.load(tmp_path / "mm_projector.bin")

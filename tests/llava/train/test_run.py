@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from llava.model.builder import load_pretrained_model
+from llava.train.train import train
 from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import code_and_error, flags, logged, train_on
 
@@ -50,6 +51,13 @@ def test_a_text_only_model_is_trained_too(bases, data, tmp_path):
     assert len(logged(tmp_path / "out")) == 1
     tokenizer, model, processor, _ = load_pretrained_model(tmp_path / "out", device="cpu")
     assert processor is None and model.get_vision_tower() is None
+
+
+@pytest.mark.parametrize(("flag", "default", "used"), [("eager", "sdpa", "eager"), (None, "eager", "eager")])
+def test_the_flag_of_attention_wins_over_a_commands_default(bases, data, tmp_path, flag, default, used):
+    """As those of train_mem and train_xformers are."""
+    trainer = train(default, flags(bases / "llava", data, tmp_path, max_steps=1, attn_implementation=flag))
+    assert trainer.model.config._attn_implementation == used
 
 
 ONE_STEP = {"max_steps": 1, "learning_rate": 1e-2}

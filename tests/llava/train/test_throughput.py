@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.train.throughput import BatchCounts, Skipped, Throughput, peak_memory_gib
+from llava.train.left_out import LeftOutCounts, Skipped
+from llava.train.throughput import BatchCounts, Throughput, peak_memory_gib
 
 
 def sample(text: int, targets: int, images: tuple[int, ...] = ()) -> dict:
@@ -115,7 +116,8 @@ def test_time_in_a_pause_does_not_count():
 
 
 def test_a_report_adds_up_all_processes():
-    other = (BatchCounts(samples=5, target_tokens=7, text_tokens=9, padded_tokens=12), 2, ("b", "c"), 1e6)
+    counts = BatchCounts(samples=5, target_tokens=7, text_tokens=9, padded_tokens=12)
+    other = (counts, LeftOutCounts(2, {"b": 4, "c": 5}), 1e6)
     clock = Clock()
     throughput = Throughput(max_bad_samples=3, gather=lambda mine: [mine, other], clock=clock)
     throughput.add(BatchCounts(1, 3, 0, 2, 3, (Skipped("a", True), Skipped("b", True), Skipped("d", False))))
@@ -127,29 +129,13 @@ def test_a_report_adds_up_all_processes():
     assert throughput.state()["bad_samples"] == ["a", "b", "c"]
 
 
-def test_more_bad_samples_than_allowed_end_the_run():
-    throughput = Throughput(max_bad_samples=3)
-    bad = tuple(Skipped(f"x.json: sample {number}: broken", True) for number in range(4))
-    throughput.add(BatchCounts(skipped=bad[:3]))
-    with pytest.raises(ValueError) as error:
-        throughput.add(BatchCounts(skipped=bad[3:]))
-    for part in ("4 samples", "--max_bad_samples allows 3", "x.json: sample 0: broken", "sample 2", "; ..."):
-        assert part in str(error.value)
-
-
-def test_bad_samples_of_all_processes_count_together():
-    throughput = Throughput(max_bad_samples=1, gather=lambda mine: [mine, (BatchCounts(), 1, ("b",), None)])
-    throughput.add(BatchCounts(skipped=(Skipped("a", True),)))
-    with pytest.raises(ValueError, match="2 samples cannot be used, and --max_bad_samples allows 1: a; b"):
-        throughput.update()
-
-
 def test_a_sample_that_is_bad_in_every_epoch_counts_once():
     throughput = Throughput(max_bad_samples=1)
     for _ in range(3):
-        throughput.add(BatchCounts(skipped=(Skipped("a", True),)))
+        throughput.add(BatchCounts(skipped=(Skipped("a", True, index=7),)))
         throughput.update()
-    assert throughput.state() == {"target_tokens": 0, "samples": 0, "dropped_samples": 3, "bad_samples": ["a"]}
+    totals = {"target_tokens": 0, "samples": 0, "dropped_samples": 3, "bad_samples": ["a"], "bad_indices": [7]}
+    assert throughput.state() == totals
 
 
 def test_samples_that_are_too_long_are_not_bad():
@@ -203,8 +189,9 @@ def test_totals_survive_a_resume():
     after.add(BatchCounts(target_tokens=4, skipped=(Skipped("a", True),)))
     report = after.report()
     assert (report["target_tokens"], report["dropped_samples"]) == (15, 2)
+    after.add(BatchCounts(skipped=(Skipped("b", True),)))
     with pytest.raises(ValueError, match="a; b"):
-        after.add(BatchCounts(skipped=(Skipped("b", True),)))
+        after.finish()
 
 
 def test_peak_memory_is_at_least_what_python_with_torch_takes():

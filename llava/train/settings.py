@@ -1,0 +1,100 @@
+"""Settings that a resumed run must share with the one that it continues; plan.py has what decides on its samples.
+
+Refused is what would mix two models or two kinds of input, and what the saved optimizer and schedule would override
+silently. What acts on each step alone may change: precision, `--max_grad_norm`, `--lora_dropout`, saving, evaluation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llava.conversation import conv_templates
+from llava.model.loading.files import read_json
+from llava.model.multimodal_encoder.qlip_encoder import read_settings
+from llava.train.arguments import ParsedArguments
+from llava.train.finite import START_FROM_WEIGHTS
+from llava.train.parameters import is_deepspeed, is_fsdp
+from llava.train.saving import TOTALS_FILE
+from llava.train.start import VISION_FIELDS, Start
+
+OPTIMIZER_FLAGS = (
+    "learning_rate",
+    "mm_projector_lr",
+    "weight_decay",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+)
+"""Flags that the state of the optimizer or of the schedule overrides, or that would give a schedule of two parts."""
+MODEL_FLAGS = ("freeze_backbone", "unfreeze_mm_vision_tower")
+TRAINING_FLAGS = ("freeze_mm_mlp_adapter", "model_max_length", "bits", "quant_type", "double_quant")
+"""With `MODEL_FLAGS`: which parts are trained, above which frozen ones, and how samples are cut."""
+WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
+SAMPLED_BYTES = 2**16
+"""Read at the start, in the middle and at the end of a file of weights."""
+
+
+def list_settings(args: ParsedArguments, start: Start) -> dict[str, Any]:
+    """Lists the settings by their flags, as JSON holds them; those of a checkpoint where the command line has none."""
+    config, vision = start.checkpoint.config, start.vision
+    training: Any = args.training
+    found: dict[str, Any] = {f"--{name}": getattr(training, name) for name in OPTIMIZER_FLAGS + TRAINING_FLAGS}
+    found |= {f"--{name}": getattr(args.model, name) for name in MODEL_FLAGS}
+    found["--version"] = next(name for name, one in conv_templates.items() if one == conv_templates[start.template])
+    found["--deepspeed"], found["--fsdp"] = is_deepspeed(training), is_fsdp(training)
+    found["--model_name_or_path (a digest of its weights)"] = digest_weights(start.checkpoint.folder)
+    if vision is not None:
+        found |= {f"--{name}": getattr(vision, name) for name in VISION_FIELDS}
+        settings = read_settings(config.qlip)
+        found["--qlip"] = settings is not None
+        if settings is not None:
+            found |= {f"--qlip.{name}": value for name, value in settings.to_dict().items()}
+        found["--image_aspect_ratio"] = config.image_aspect_ratio  # after --qlip, which may choose it
+        found["--image_grid_pinpoints"] = config.image_grid_pinpoints
+        if config.mm_vision_config is None:  # else the checkpoint's weights hold the tower's
+            tower = Path(str(vision.vision_tower))
+            named = digest_weights(tower) if tower.is_dir() else str(vision.vision_tower)
+            found["--vision_tower (a digest of its weights)"] = named
+    return json.loads(json.dumps(found, default=str))
+
+
+def digest_weights(folder: Path) -> str:
+    """Computes a short digest of a folder's weights, which stays if the folder moves; reads a little of each file."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in WEIGHT_FILES for path in folder.glob(pattern)):
+        size = path.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            for place in (0, size // 2, max(0, size - SAMPLED_BYTES)):
+                file.seek(place)
+                digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def check_resumed_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint was trained with a run's settings.
+
+    Args:
+        folder: the checkpoint. Settings that an older version did not save are not checked.
+        settings: of this run, see `list_settings`.
+
+    Raises:
+        ValueError: it was not.
+    """
+    file = folder / TOTALS_FILE
+    saved = read_json(file).get("settings", {}) if file.is_file() else {}
+    for name, value in settings.items():
+        if (before := saved.get(name, value)) != value:
+            raise ValueError(
+                f"{name} is {value}, but {folder} was trained with {before}, and a resumed run cannot change it; give"
+                f" that, or another --output_dir to start over, or to {START_FROM_WEIGHTS}"
+            )
