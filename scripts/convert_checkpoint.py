@@ -15,7 +15,7 @@ from llava.command import OneLineParser, parse_and_run
 
 def run(args: argparse.Namespace) -> None:
     """Converts the checkpoint and prints the format written."""
-    from scripts.checkpoint_formats import convert
+    from scripts.checkpoints.formats import convert
 
     print(f"{args.out}: {convert(args.model_path, args.out, args.model_base)} format")
 

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from scripts.percentiles import percentile
+
 
 @dataclass
 class Report:
@@ -31,9 +33,8 @@ class Report:
 
 def spread(times: Sequence[float]) -> str:
     """Formats the median, 95th percentile and maximum of some seconds."""
-    ordered = sorted(times)
-    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
-    return f"{statistics.median(ordered):.2f} / {p95:.2f} / {ordered[-1]:.2f} s of {len(ordered)}"
+    p95 = percentile(times, 0.95)
+    return f"{statistics.median(times):.2f} / {p95:.2f} / {max(times):.2f} s of {len(times)}"
 
 
 def in_mib(sizes: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, LlamaConfig
 
 from llava.model.config import LlavaConfig
 from llava.model.loading.checkpoint import inspect
-from scripts.checkpoint_formats import convert
+from scripts.checkpoints.formats import convert
 from tests.llava.checkpoints import make_llava_checkpoint
 
 SIZES = {"vocab_size": 10, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}

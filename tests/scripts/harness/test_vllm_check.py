@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from playground.schedules import shipped_path
-from scripts.checkpoint_formats import convert
+from scripts.checkpoints.formats import convert
 from scripts.harness import vllm_check
 from scripts.vllm_client import load_attached
 

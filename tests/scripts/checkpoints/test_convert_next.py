@@ -13,7 +13,7 @@ from transformers import AutoProcessor, CLIPImageProcessorPil, LlavaNextForCondi
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
-from scripts.checkpoint_formats import convert
+from scripts.checkpoints.formats import convert
 from tests.llava.next_checkpoints import PINPOINTS, make_next_checkpoint, picture
 
 

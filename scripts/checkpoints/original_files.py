@@ -12,7 +12,16 @@ from llava.model.llava_arch import TOWER_NAMES
 from llava.model.loading.checkpoint import Checkpoint, inspect
 from llava.model.loading.files import weight_files, weight_shapes
 from llava.model.loading.transformers_format import KEPT_FIELDS, TRANSFORMERS_NAMES
-from scripts.weight_files import EMBEDDINGS, HEAD, VOCABULARY, names_in, read_one, renamed, write, write_index
+from scripts.checkpoints.weight_files import (
+    EMBEDDINGS,
+    HEAD,
+    VOCABULARY,
+    names_in,
+    read_one,
+    renamed,
+    write,
+    write_index,
+)
 
 ORIGINAL = "original"
 NAMES_FILE = "weights.json"

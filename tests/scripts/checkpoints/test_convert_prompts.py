@@ -14,7 +14,7 @@ from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.loading.tokenizer import load_tokenizer
 from scripts.chat_template import chat_template
-from scripts.checkpoint_formats import convert
+from scripts.checkpoints.formats import convert
 from tests.llava.checkpoints import make_llava_checkpoint
 from tests.qlip.integrations.models import make_processor
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlamaForCausalLM, LlavaForConditionalGeneration
 
 from llava.model.multimodal_encoder.pretrained import default_image_processor
-from scripts.checkpoint_formats import convert
+from scripts.checkpoints.formats import convert
 from scripts.convert_checkpoint import main
 from tests.llava.checkpoints import (
     llava_config,

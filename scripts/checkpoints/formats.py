@@ -48,8 +48,8 @@ from llava.model.loading.weights import MODELS
 from llava.model.multimodal_encoder.pretrained import find_image_processor
 from llava.model.vision.quadtree_tiles import has_tiles
 from scripts.chat_template import chat_template
-from scripts.original_files import ORIGINAL, copy_prior, keep_original, restore
-from scripts.weight_files import (
+from scripts.checkpoints.original_files import ORIGINAL, copy_prior, keep_original, restore
+from scripts.checkpoints.weight_files import (
     HEAD,
     LLAVA_FILE_NAMES,
     TRANSFORMERS_FILE_NAMES,

@@ -18,7 +18,7 @@ from llava.conversation import conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.utils import demo_model_path
-from scripts.checkpoint_formats import convert
+from scripts.checkpoints.formats import convert
 from scripts.convert_checkpoint import main
 from tests.llava.checkpoints import VISION, make_llava_checkpoint, transformers_model, write_tokenizer
 from tests.qlip.integrations.models import make_language_model, picture

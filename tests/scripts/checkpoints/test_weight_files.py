@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scripts.weight_files import dtype_of_files, read, write
+from scripts.checkpoints.weight_files import dtype_of_files, read, write
 
 
 def test_weights_that_share_memory_are_written_as_two(tmp_path):

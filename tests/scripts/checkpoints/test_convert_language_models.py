@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from llava.model.builder import load_pretrained_model
-from scripts.checkpoint_formats import convert
+from scripts.checkpoints.formats import convert
 from tests.llava.checkpoints import IMAGE_TOKEN, VISION
 from tests.llava.model.language_models import LONG, PIXELS, PROMPT, make_oracle, write_checkpoint
 

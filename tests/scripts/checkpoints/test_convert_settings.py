@@ -15,7 +15,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 from llava.model.loading.chat_template import choose_template
-from scripts.checkpoint_formats import convert
+from scripts.checkpoints.formats import convert
 from tests.llava.checkpoints import make_llava_checkpoint
 
 NAMES = {

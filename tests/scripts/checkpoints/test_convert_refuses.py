@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from qlip import CoordinateMLP
-from scripts.checkpoint_formats import convert
+from scripts.checkpoints.formats import convert
 from tests.llava.checkpoints import VISION, make_llava_checkpoint, transformers_model, write_tokenizer
 
 
@@ -91,7 +91,7 @@ def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, ex
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="no space left"):
-        patched.setattr("scripts.checkpoint_formats.copy_prior", full)  # the last step
+        patched.setattr("scripts.checkpoints.formats.copy_prior", full)  # the last step
         convert(str(source), out)
     assert [*out.parent.iterdir()] == ([out] if exists else [])
     assert not exists or not [*out.iterdir()]

@@ -1,0 +1,1 @@
+"""Conversion of checkpoints between the formats of LLaVA and of transformers."""
