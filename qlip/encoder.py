@@ -5,6 +5,7 @@ The wrapped model's modules keep their own names, so that its checkpoints load u
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -109,7 +110,7 @@ class QLIPVisionModel(nn.Module):
         self.qlip = settings
 
     def set_prior(self, prior: CoordinateMLP, file: str | None = None) -> None:
-        """Uses `prior` for positions, in float32 and out of the state dict.
+        """Uses a frozen float32 copy of `prior` for positions, which stays out of the state dict.
 
         Args:
             file: its file, as `QLIPConfig.mlp` names it; None uses it in place of the prior that the settings name.
@@ -119,7 +120,8 @@ class QLIPVisionModel(nn.Module):
         """
         if (width := prior.layers[-1].out_features) != self.adapter.width:
             raise ValueError(f"the prior gives embeddings of {width}, the model has {self.adapter.width}")
-        object.__setattr__(self, "prior", prior.requires_grad_(False))  # past nn.Module's registration
+        own = copy.deepcopy(prior).float().requires_grad_(False)
+        object.__setattr__(self, "prior", own)  # past nn.Module's registration
         self.prior_file = self.qlip.mlp if file is None else file
 
     @property

@@ -169,11 +169,11 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
     def partition(self, pixels: Tensor | np.ndarray) -> Leaves:
         """Computes the leaves of one prepared image (3, H, W): those that a tower of these settings finds."""
-        return self.cutter.partition(torch.as_tensor(pixels), self.qlip)
+        return self.cutter.partition(_as_tensor(pixels), self.qlip)
 
     def cut(self, pixels: Tensor | np.ndarray) -> CutImage:
         """Cuts out the leaves of one prepared image (3, H, W), all that a tower of these settings needs."""
-        return self.cutter.cut(torch.as_tensor(pixels), self.qlip)
+        return self.cutter.cut(_as_tensor(pixels), self.qlip)
 
     def to_dict(self) -> dict[str, Any]:
         """Builds what `save_pretrained` writes as preprocessor_config.json."""
@@ -233,6 +233,10 @@ def find_normalisation(processor: Any) -> tuple[list[float], list[float]]:
 
 def _per_channel(value: Any) -> list[float]:
     return [value] * 3 if isinstance(value, int | float) else list(value)
+
+
+def _as_tensor(pixels: Tensor | np.ndarray) -> Tensor:
+    return pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
 
 
 def refuse_own_options(options: Mapping[str, Any]) -> None:

@@ -181,4 +181,4 @@ def refuse_missing(reason: str, missing: Sequence[str]) -> None:
 
 def image_sizes_of(pixel_values: Any) -> Tensor:
     """Measures whole images: int64 (B, 2), heights and widths."""
-    return torch.tensor([tuple(image.shape[1:]) for image in pixel_values])
+    return torch.tensor([tuple(image.shape[1:]) for image in pixel_values], device="cpu")

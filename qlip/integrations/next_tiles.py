@@ -127,7 +127,7 @@ def lay_out(tiles: NextTiles, size: HeightWidth) -> NextLayout:
     n = tiles.native_grid
     shape = get_anyres_image_grid_shape(size, [list(pair) for pair in tiles.pinpoints], tiles.side)
     rows, cols = (count * n for count in shape)
-    kept = unpad_image(torch.empty(0, rows, cols), size).shape[1:]
+    kept = unpad_image(torch.empty(0, rows, cols, device="cpu"), size).shape[1:]
     height, width = (max(1, side) for side in kept)  # LLaVA-NeXT keeps nothing of a strip that is thinner than a cell
     return NextLayout(shape, ((rows - height) // 2, (cols - width) // 2, height, width))
 
@@ -157,7 +157,7 @@ def split_leaves(leaves: Leaves, n: int) -> list[tuple[Leaves, Tensor]]:
     parts = []
     for number in range(leaves.grid[0] // n * cols):
         own = (tile == number).nonzero()[:, 0]
-        corner = torch.tensor([number // cols * n, number % cols * n, 0])
+        corner = torch.tensor([number // cols * n, number % cols * n, 0], device="cpu")
         parts.append((Leaves(leaves.boxes[own] - corner, (n, n)), own))
     return parts
 
@@ -181,7 +181,7 @@ def read_sizes(image_sizes: Any, count: int) -> list[HeightWidth]:
             "image_sizes, (height, width) of each original image, are missing: the tokens of LLaVA-NeXT take their"
             " places by them; give all that the attached processor returns"
         )
-    sizes = torch.as_tensor(image_sizes)
+    sizes = image_sizes if isinstance(image_sizes, Tensor) else torch.tensor(image_sizes, device="cpu")
     if sizes.dtype not in INTEGERS or sizes.shape != (count, 2) or (sizes < 1).any():
         what = sizes.tolist() if sizes.numel() <= 8 else tuple(sizes.shape)
         raise ValueError(f"image_sizes are {what} ({sizes.dtype}); they must be int64 ({count}, 2), {AS_GIVEN}")
@@ -201,7 +201,7 @@ class NextImageProcessor(QLIPImageProcessor):
             to_rgb(to_pillow(image)) for image in list_images(self.fetch_images(images))
         ]  # upright before they are measured
         packed = super().pack(originals, **options)
-        packed["image_sizes"] = torch.tensor([(image.height, image.width) for image in originals])
+        packed["image_sizes"] = torch.tensor([(image.height, image.width) for image in originals], device="cpu")
         return packed
 
     def cut_originals(self, images: Sequence[Any]) -> list[CutImage]:

@@ -229,6 +229,18 @@ def test_errors_name_the_value(wrapped):
         QLIPVisionModel(wrapped, select_layer=9)
     with pytest.raises(ValueError, match="embeddings of 7, the model has 48"):
         QLIPVisionModel(wrapped).set_prior(CoordinateMLP(7, hidden=4))
+
+
+def test_a_prior_is_copied_to_frozen_float32_and_stays_as_it_was(wrapped):
+    prior = CoordinateMLP(SHAPE["hidden_size"], hidden=16).half().requires_grad_()
+    model = QLIPVisionModel(wrapped, QLIPConfig(interpolation="mlp", mlp="prior.safetensors"))
+    model.set_prior(prior, "prior.safetensors")
+    model([torch.randn(3, 28, 42)])
+    assert all(own.dtype == torch.float16 and own.requires_grad for own in prior.parameters())
+    for own, copied in zip(prior.parameters(), model.prior.parameters(), strict=True):
+        assert copied.dtype == torch.float32 and not copied.requires_grad
+        assert torch.equal(own.float(), copied)
+    assert not any("prior" in name for name in model.state_dict())
     with pytest.raises(ValueError, match="100 x 112"):
         QLIPVisionModel(wrapped)([torch.zeros(3, 100, 112)])
     with pytest.raises(ValueError, match="max_tokens is 1,"):
@@ -282,11 +294,11 @@ def test_a_prior_that_was_written_again_is_read_again(wrapped, tmp_path):
     assert torch.equal(model.prior.layers[0].weight, second.layers[0].weight)
     model.set_prior(other := CoordinateMLP.load(file))  # in place of that of the settings, whatever becomes of the file
     model.change_settings(settings)
-    assert model.prior is other
+    assert torch.equal(model.prior.layers[0].weight, other.layers[0].weight)
     first.save(tmp_path / "elsewhere.safetensors")
     model.set_prior(other := CoordinateMLP.load(tmp_path / "elsewhere.safetensors"))
     model.change_settings(settings)
-    assert model.prior is other
+    assert torch.equal(model.prior.layers[0].weight, other.layers[0].weight)
     file.unlink()
     model.change_settings(settings)  # what was read is kept
 
