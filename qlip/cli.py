@@ -75,7 +75,12 @@ def add_show(commands: Any) -> None:
         default=QLIPConfig.split_order,
         help="which blocks a budget splits first: by score times side, or by score alone (%(default)s)",
     )
-    command.add_argument("--image-size", type=int, help="resize the shorter side to this many pixels")
+    command.add_argument(
+        "--image-size",
+        type=int,
+        help="shorter side in pixels that the image is resized to; with --geometry native it only chooses how often "
+        "CLIP's cells are halved, as for an image of this shorter side",
+    )
     command.add_argument("--criterion", choices=get_args(Criterion), default=QLIPConfig.criterion)
     command.add_argument("--geometry", choices=get_args(Geometry), default=QLIPConfig.geometry)
     command.add_argument("--layout", choices=get_args(Layout), default=QLIPConfig.layout)
