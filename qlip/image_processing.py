@@ -180,7 +180,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
         if self.plain is not None:
             return self.plain.to_dict()
         return {
-            "image_processor_type": QLIPImageProcessor.__name__,
+            "image_processor_type": type(self).__name__,
             "patch_size": self.patch_size,
             "size": self.size,
             "crop_size": self.crop_size,
@@ -203,6 +203,11 @@ class QLIPImageProcessor(ImageProcessingMixin):
         """
         keeps_unused = kwargs.pop("return_unused_kwargs", False)
         values = {**image_processor_dict, **{name: kwargs.pop(name) for name in VALUES if name in kwargs}}
+        if "tiles" in values and not hasattr(cls, "tiles"):
+            raise ValueError(
+                "preprocessor_config.json is a LLaVA-NeXT model's, whose images take the places of tiles; load it by"
+                " qlip.integrations.next_tiles.NextImageProcessor.from_pretrained"
+            )
         if missing := [name for name in VALUES if name not in values]:
             raise ValueError(
                 f"preprocessor_config.json lacks {missing[0]!r}: it is not a QLIP image processor's; give the model's"

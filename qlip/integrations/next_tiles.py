@@ -7,7 +7,7 @@ the tiles and find their padding. Sizes are (height, width), as in transformers'
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -193,7 +193,35 @@ class NextImageProcessor(QLIPImageProcessor):
 
     model_input_names = [*PACKED_NAMES, "image_sizes"]
 
-    tiles: NextTiles
+    tiles: NextTiles | None = None
+    """Set by `qlip.attach`, or read from the processor's file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Builds what `save_pretrained` writes: with the tiles, unless the model's own processor is written."""
+        values = super().to_dict()
+        return values if self.plain is not None or self.tiles is None else {**values, "tiles": asdict(self.tiles)}
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Inverts `to_dict`; see `QLIPImageProcessor.from_dict`.
+
+        Raises:
+            ValueError: the values are those of another image processor, or each tile is to have a quadtree.
+        """
+        given = super().from_dict(image_processor_dict, **kwargs)
+        processor, tiles = given[0] if isinstance(given, tuple) else given, image_processor_dict.get("tiles")
+        if tiles is None:
+            raise ValueError(
+                "preprocessor_config.json has no 'tiles': it is not a NextImageProcessor's; load it by"
+                " qlip.QLIPImageProcessor.from_pretrained"
+            )
+        if processor.qlip.tiling == "tiles":
+            raise ValueError(
+                "tiling is 'tiles', which the model's own processor makes; give that to qlip.attach, or tiling='image'"
+            )
+        pinpoints = tuple((height, width) for height, width in tiles["pinpoints"])
+        processor.tiles = NextTiles(pinpoints, tiles["side"], tiles["native_grid"])
+        return given
 
     def pack(self, images: Any, **options: Any) -> BatchFeature:
         """Packs images, see `QLIPImageProcessor.pack`, with `image_sizes`, int64 (B, 2): heights and widths."""
@@ -213,9 +241,15 @@ class NextImageProcessor(QLIPImageProcessor):
     def count_placeholders(self, packed: Mapping[str, Tensor]) -> list[int]:
         """Counts the tokens, newlines included, of each packed image."""
         trees = unpack_leaves(packed["leaf_boxes"], packed["leaf_grids"])
-        return [len(order.order) for order in self.tiles.order(self.qlip, trees, packed["image_sizes"])]
+        orders = self._find_tiles().order(self.qlip, trees, packed["image_sizes"])
+        return [len(order.order) for order in orders]
+
+    def _find_tiles(self) -> NextTiles:
+        if self.tiles is None:
+            raise ValueError("this NextImageProcessor has no tiles; take the one that qlip.attach returns")
+        return self.tiles
 
     def _cut_tiles(self, image: Image.Image) -> CutImage:
         """Cuts the tiles that the model's own image processor makes of an RGB image."""
         pixels = self.plain(image, return_tensors="pt")["pixel_values"][0].float()
-        return self.tiles.cut(pixels, (image.height, image.width), self.qlip, self.patch_size)
+        return self._find_tiles().cut(pixels, (image.height, image.width), self.qlip, self.patch_size)

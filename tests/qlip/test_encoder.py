@@ -229,18 +229,6 @@ def test_errors_name_the_value(wrapped):
         QLIPVisionModel(wrapped, select_layer=9)
     with pytest.raises(ValueError, match="embeddings of 7, the model has 48"):
         QLIPVisionModel(wrapped).set_prior(CoordinateMLP(7, hidden=4))
-
-
-def test_a_prior_is_copied_to_frozen_float32_and_stays_as_it_was(wrapped):
-    prior = CoordinateMLP(SHAPE["hidden_size"], hidden=16).half().requires_grad_()
-    model = QLIPVisionModel(wrapped, QLIPConfig(interpolation="mlp", mlp="prior.safetensors"))
-    model.set_prior(prior, "prior.safetensors")
-    model([torch.randn(3, 28, 42)])
-    assert all(own.dtype == torch.float16 and own.requires_grad for own in prior.parameters())
-    for own, copied in zip(prior.parameters(), model.prior.parameters(), strict=True):
-        assert copied.dtype == torch.float32 and not copied.requires_grad
-        assert torch.equal(own.float(), copied)
-    assert not any("prior" in name for name in model.state_dict())
     with pytest.raises(ValueError, match="100 x 112"):
         QLIPVisionModel(wrapped)([torch.zeros(3, 100, 112)])
     with pytest.raises(ValueError, match="max_tokens is 1,"):
