@@ -119,7 +119,7 @@ def add_bias(commands: Any) -> None:
     """Adds `qlip bias` to the subparsers."""
     command = commands.add_parser("bias", help="measure mesoscopic and interpolation bias of a tower")
     command.add_argument(
-        "--tower", type=read_name, required=True, help="CLIP or SigLIP checkpoint: a folder or a hub id"
+        "--tower", type=read_name, required=True, help="checkpoint of CLIP, SigLIP or DINOv2: a folder or a hub id"
     )
     command.add_argument("--images", type=Path, required=True, help="folder of images, searched recursively")
     command.add_argument("--out", type=Path, required=True, help="write settings and means here, as JSON")
