@@ -21,12 +21,13 @@ from qlip.patches import CutImage, check_cuts, downsize
 from qlip.positions import interpolate_positions
 from qlip.quadtree import Leaves, measure_sizes
 from qlip.ragged import key_mask, pad_ragged
+from qlip.replicas import RefusesReplicas
 from qlip.saved_settings import locate_prior, read_saved_settings
 from qlip.split_cells import SplitCells, hide_tokens
 from qlip.untraced import add_split_cells, extract_patches, native_cut, partition_as
 
 
-class QLIPVisionModel(nn.Module):
+class QLIPVisionModel(RefusesReplicas, nn.Module):
     """A CLIP, SigLIP or DINOv2 vision model over the leaves of a quadtree instead of a uniform grid.
 
     Equals the wrapped model at alpha 0, without a budget, on an image of the native size. Methods that take `settings`
