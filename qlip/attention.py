@@ -187,7 +187,7 @@ def _mean_weights(
     for row, chosen in enumerate(queries.to(device)):
         own = chosen.nonzero()[:, 0]
         key = inputs.key[row].repeat_interleave(heads // inputs.key.shape[1], 0).float()
-        total = torch.zeros(length, device=device)
+        total = torch.zeros(length, dtype=torch.float32, device=device)
         for some in own.split(max(1, MAX_WEIGHTS // (heads * length))):
             # In float32: where biases are large, as Qwen2's, products exceed half precision before they are scaled.
             logits = inputs.query[row, :, some].float() @ key.transpose(1, 2) * scaling  # (heads, Q, T)

@@ -75,7 +75,12 @@ def add_show(commands: Any) -> None:
         default=QLIPConfig.split_order,
         help="which blocks a budget splits first: by score times side, or by score alone (%(default)s)",
     )
-    command.add_argument("--image-size", type=int, help="resize the shorter side to this many pixels")
+    command.add_argument(
+        "--image-size",
+        type=int,
+        help="shorter side in pixels that the image is resized to; with --geometry native it only chooses how often "
+        "CLIP's cells are halved, as for an image of this shorter side",
+    )
     command.add_argument("--criterion", choices=get_args(Criterion), default=QLIPConfig.criterion)
     command.add_argument("--geometry", choices=get_args(Geometry), default=QLIPConfig.geometry)
     command.add_argument("--layout", choices=get_args(Layout), default=QLIPConfig.layout)
@@ -114,7 +119,7 @@ def add_bias(commands: Any) -> None:
     """Adds `qlip bias` to the subparsers."""
     command = commands.add_parser("bias", help="measure mesoscopic and interpolation bias of a tower")
     command.add_argument(
-        "--tower", type=read_name, required=True, help="CLIP or SigLIP checkpoint: a folder or a hub id"
+        "--tower", type=read_name, required=True, help="checkpoint of CLIP, SigLIP or DINOv2: a folder or a hub id"
     )
     command.add_argument("--images", type=Path, required=True, help="folder of images, searched recursively")
     command.add_argument("--out", type=Path, required=True, help="write settings and means here, as JSON")

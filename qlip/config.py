@@ -111,7 +111,7 @@ class QLIPConfig:
     """Placement of the coarsest blocks: tiled from the top-left corner, or centred as in the authors' code."""
 
     image_size: int | None = None
-    """Shorter side, in pixels, that images are resized to; None keeps the native resolution."""
+    """Shorter side, in pixels, to resize to; None keeps it. With geometry "native" it only chooses the power of two."""
 
     interpolation: Interpolation = "bicubic"
     """How position embeddings are interpolated between the points of the pretrained table."""

@@ -186,7 +186,7 @@ class ImageCutter:
             if settings.noise_floor and settings.criterion == "structure":
                 scale = (pixels.shape[1] * pixels.shape[2] / (image.width * image.height)) ** 0.5
                 # Enlarged noise is smooth, but averages out over as many original pixels as before.
-                noise = scale * noise_of() / torch.tensor(self.std)
+                noise = scale * noise_of() / torch.tensor(self.std, dtype=torch.float32, device="cpu")
             return pixels, partition_as(settings, pixels, self.patch_size, self.native_grid, noise, bounded)
 
         return find

@@ -5,6 +5,7 @@ The wrapped model's modules keep their own names, so that its checkpoints load u
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -20,12 +21,13 @@ from qlip.patches import CutImage, check_cuts, downsize
 from qlip.positions import interpolate_positions
 from qlip.quadtree import Leaves, measure_sizes
 from qlip.ragged import key_mask, pad_ragged
+from qlip.replicas import RefusesReplicas
 from qlip.saved_settings import locate_prior, read_saved_settings
 from qlip.split_cells import SplitCells, hide_tokens
 from qlip.untraced import add_split_cells, extract_patches, native_cut, partition_as
 
 
-class QLIPVisionModel(nn.Module):
+class QLIPVisionModel(RefusesReplicas, nn.Module):
     """A CLIP, SigLIP or DINOv2 vision model over the leaves of a quadtree instead of a uniform grid.
 
     Equals the wrapped model at alpha 0, without a budget, on an image of the native size. Methods that take `settings`
@@ -109,7 +111,7 @@ class QLIPVisionModel(nn.Module):
         self.qlip = settings
 
     def set_prior(self, prior: CoordinateMLP, file: str | None = None) -> None:
-        """Uses `prior` for positions, in float32 and out of the state dict.
+        """Uses a frozen float32 copy of `prior` for positions, which stays out of the state dict.
 
         Args:
             file: its file, as `QLIPConfig.mlp` names it; None uses it in place of the prior that the settings name.
@@ -119,7 +121,8 @@ class QLIPVisionModel(nn.Module):
         """
         if (width := prior.layers[-1].out_features) != self.adapter.width:
             raise ValueError(f"the prior gives embeddings of {width}, the model has {self.adapter.width}")
-        object.__setattr__(self, "prior", prior.requires_grad_(False))  # past nn.Module's registration
+        own = copy.deepcopy(prior).float().requires_grad_(False)
+        object.__setattr__(self, "prior", own)  # past nn.Module's registration
         self.prior_file = self.qlip.mlp if file is None else file
 
     @property

@@ -169,18 +169,18 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
     def partition(self, pixels: Tensor | np.ndarray) -> Leaves:
         """Computes the leaves of one prepared image (3, H, W): those that a tower of these settings finds."""
-        return self.cutter.partition(torch.as_tensor(pixels), self.qlip)
+        return self.cutter.partition(_as_tensor(pixels), self.qlip)
 
     def cut(self, pixels: Tensor | np.ndarray) -> CutImage:
         """Cuts out the leaves of one prepared image (3, H, W), all that a tower of these settings needs."""
-        return self.cutter.cut(torch.as_tensor(pixels), self.qlip)
+        return self.cutter.cut(_as_tensor(pixels), self.qlip)
 
     def to_dict(self) -> dict[str, Any]:
         """Builds what `save_pretrained` writes as preprocessor_config.json."""
         if self.plain is not None:
             return self.plain.to_dict()
         return {
-            "image_processor_type": QLIPImageProcessor.__name__,
+            "image_processor_type": type(self).__name__,
             "patch_size": self.patch_size,
             "size": self.size,
             "crop_size": self.crop_size,
@@ -203,6 +203,11 @@ class QLIPImageProcessor(ImageProcessingMixin):
         """
         keeps_unused = kwargs.pop("return_unused_kwargs", False)
         values = {**image_processor_dict, **{name: kwargs.pop(name) for name in VALUES if name in kwargs}}
+        if "tiles" in values and not hasattr(cls, "tiles"):
+            raise ValueError(
+                "preprocessor_config.json is a LLaVA-NeXT model's, whose images take the places of tiles; load it by"
+                " qlip.integrations.next_tiles.NextImageProcessor.from_pretrained"
+            )
         if missing := [name for name in VALUES if name not in values]:
             raise ValueError(
                 f"preprocessor_config.json lacks {missing[0]!r}: it is not a QLIP image processor's; give the model's"
@@ -233,6 +238,10 @@ def find_normalisation(processor: Any) -> tuple[list[float], list[float]]:
 
 def _per_channel(value: Any) -> list[float]:
     return [value] * 3 if isinstance(value, int | float) else list(value)
+
+
+def _as_tensor(pixels: Tensor | np.ndarray) -> Tensor:
+    return pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
 
 
 def refuse_own_options(options: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ from qlip.roots import find_native_cell
 
 BIASABLE = ("sdpa", "eager")
 """transformers' attentions that take an additive mask."""
+
+
+CPU: Any = {"dtype": torch.float32, "device": "cpu"}
+"""Where and how positions and weights are computed, whatever PyTorch's defaults are."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class ImageSpan:
         """
         if not keep.any():
             raise ValueError(f"all {self.count} tokens of the image are left out; at least one must stay")
-        positions = torch.arange(self.count) if self.positions is None else self.positions
+        positions = torch.arange(self.count, device=keep.device) if self.positions is None else self.positions
         own = keep.to(positions.device)
         sizes = None if self.sizes is None else self.sizes[keep.to(self.sizes.device)]
         return ImageSpan(int(own.sum()), positions[own], self.length, sizes)
@@ -68,9 +73,9 @@ class ImageSpan:
         """Joins the spans of an image's parts (tiles), one after the other."""
         positions, sizes, start = [], [], 0
         for part in parts:
-            own = torch.arange(part.count).float() if part.positions is None else part.positions
+            own = torch.arange(part.count, **CPU) if part.positions is None else part.positions
             positions.append(own + start)
-            sizes.append(torch.ones(part.count) if part.sizes is None else part.sizes)
+            sizes.append(torch.ones(part.count, **CPU) if part.sizes is None else part.sizes)
             start += part.length
         counted = all(part.positions is None for part in parts)
         sized = any(part.sizes is not None for part in parts)
@@ -102,7 +107,7 @@ def _raster_positions(settings: QLIPConfig, leaves: Leaves, native_grid: int) ->
         return None
     positions = raster_positions(leaves, native_grid, settings.placement)
     if settings.thumbnail:
-        positions = torch.cat([torch.arange(native_grid**2, dtype=torch.float32), positions])
+        positions = torch.cat([torch.arange(native_grid**2, **CPU), positions])
     return positions
 
 
@@ -118,7 +123,7 @@ def _token_sizes(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> Tens
     if settings.thumbnail:
         covered = (leaves.grid[0] * leaves.grid[1]) ** 0.5 / native_grid
         covered /= find_native_cell(leaves.grid, native_grid, settings.geometry)
-        sizes = torch.cat([torch.full((native_grid**2,), covered), sizes])
+        sizes = torch.cat([torch.full((native_grid**2,), covered, **CPU), sizes])
     return weigh(settings, sizes, native_grid**2)
 
 
@@ -170,7 +175,7 @@ def place_tokens(is_image: Tensor, images: Sequence[ImageSpan]) -> Placed:
     fractional = any(image.positions is not None and image.positions.is_floating_point() for image in images)
     # First as if every image took as many positions as it has tokens.
     positions = torch.arange(len(is_image), dtype=torch.float32 if fractional else torch.int64, device=device)
-    sizes, end, done = torch.ones(len(is_image), device=device), len(is_image), 0
+    sizes, end, done = torch.ones(len(is_image), dtype=torch.float32, device=device), len(is_image), 0
     for image in images:
         first, after = where[done], where[done] + image.count
         if where[(done := done + image.count) - 1] != after - 1:
@@ -208,8 +213,8 @@ def place_batch(is_image: Tensor, real: Tensor, images: Sequence[ImageSpan]) -> 
     if left:
         raise ValueError(f"{len(images)} images were given, {len(left)} more than the prompts have tokens for")
     fractional = any(row.positions.is_floating_point() for row in rows)
-    positions = torch.zeros(real.shape, dtype=torch.float32 if fractional else torch.int64)
-    sizes = torch.ones(real.shape)
+    positions = torch.zeros(real.shape, dtype=torch.float32 if fractional else torch.int64, device="cpu")
+    sizes = torch.ones(real.shape, **CPU)
     for index, row in enumerate(rows):
         positions[index, real[index]] = row.positions.to(positions.dtype)
         sizes[index, real[index]] = row.sizes

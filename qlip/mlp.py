@@ -49,7 +49,7 @@ class CoordinateMLP(nn.Module):
         super().__init__()
         self.register_buffer(FREQUENCIES, smooth_frequencies(bands) if frequencies is None else frequencies.float())
         widths = [2 + 4 * len(self.frequencies)] + [hidden] * depth + [dim]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        self.layers = nn.ModuleList(nn.Linear(i, o, dtype=torch.float32) for i, o in pairwise(widths))
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """Computes the embeddings of coordinates: (..., 2) -> (..., D), float32."""
@@ -91,7 +91,8 @@ class CoordinateMLP(nn.Module):
                 f"{path} holds frequencies of shape {tuple(frequencies.shape)}; expected {bands} finite numbers of at"
                 f" least 0, as its first layer has {2 + 4 * bands} inputs"
             )
-        prior = cls(weights[-1].shape[0], weights[0].shape[0], len(weights) - 1, frequencies=frequencies)
+        with torch.device("cpu"):  # whatever PyTorch's default is
+            prior = cls(weights[-1].shape[0], weights[0].shape[0], len(weights) - 1, frequencies=frequencies)
         for layer, weight, bias in zip(prior.layers, weights, biases, strict=True):
             layer.load_state_dict({"weight": weight, "bias": bias})
         prior.source = (path, written)
@@ -115,7 +116,7 @@ def smooth_frequencies(bands: int) -> Tensor:
 
 def authors_frequencies(bands: int) -> Tensor:
     """Makes the frequencies of the authors' released code: (pi j)^2 for band j from 0."""
-    return (torch.arange(bands, dtype=torch.float64) * math.pi).float() ** 2
+    return (torch.arange(bands, dtype=torch.float64, device="cpu") * math.pi).float() ** 2
 
 
 def _reorder_authors_inputs(weight: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def pack(images: Sequence[CutImage], patch_size: int) -> dict[str, Tensor]:
             parts.append(native_cut(image.thumbnail, patch_size).patches.to(image.patches))
         parts.append(image.patches)
     boxes, _ = pad_ragged([image.leaves.boxes for image in images])
-    grids = torch.tensor([image.leaves.grid for image in images])
+    grids = torch.tensor([image.leaves.grid for image in images], device="cpu")
     return {"pixel_values": torch.cat(parts), "leaf_boxes": boxes, "leaf_grids": grids}
 
 

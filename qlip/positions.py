@@ -118,7 +118,7 @@ def _axis_weights(
     length, starts, sizes = leaves.grid[axis], leaves.boxes[:, axis], leaves.sizes
     if leaf_position != "mean":
         return _point_weights(_corner_points(_places(leaves, leaf_position)[:, axis], length, side), side, mode)
-    cells = torch.arange(length)
+    cells = torch.arange(length, device="cpu")
     inside = (cells >= starts[:, None]) & (cells < (starts + sizes)[:, None])
     return (inside / sizes[:, None].double()) @ _point_weights(_corner_points(cells.double(), length, side), side, mode)
 
@@ -179,11 +179,11 @@ def _prior_positions(
         points = torch.stack([_native_points(leaves, axis, side, placement) for axis in (0, 1)], dim=1)
         return mlp((2 * points / max(side - 1, 1) - 1).float().to(device)).float()
     places = _places(Leaves.uniform(leaves.grid) if leaf_position == "mean" else leaves, leaf_position).float()
-    extent = torch.tensor(leaves.grid) - 1
+    extent = torch.tensor(leaves.grid, device="cpu") - 1
     coordinates = torch.where(extent > 0, 2 * places / extent.clamp(min=1) - 1, 0.0)
     positions = mlp(coordinates.to(device)).float()
     if leaf_position != "mean":
         return positions
     tokens = leaves.token_map().flatten().to(device)
-    sums = torch.zeros(len(leaves), positions.shape[1], device=device).index_add_(0, tokens, positions)
+    sums = positions.new_zeros(len(leaves), positions.shape[1]).index_add_(0, tokens, positions)
     return sums / (leaves.sizes**2).to(device)[:, None]

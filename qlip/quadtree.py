@@ -47,7 +47,7 @@ class Leaves:
     @classmethod
     def uniform(cls, grid: tuple[int, int]) -> Leaves:
         """Makes the uniform grid: one leaf per cell."""
-        cells = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).view(-1, 2)
+        cells = torch.cartesian_prod(*(torch.arange(side, device="cpu") for side in grid)).view(-1, 2)
         return cls(F.pad(cells, (0, 1), value=1), grid)
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ class Leaves:
     @property
     def centres(self) -> Tensor:
         """float32 (N, 2): (row, col) of each leaf's centre in cell-index units; a single cell's is its own index."""
-        return self.boxes[:, :2] + (self.boxes[:, 2:] - 1) / 2
+        return self.boxes[:, :2] + (self.boxes[:, 2:] - 1).float() / 2
 
     @property
     def aligned(self) -> Tensor:
@@ -71,11 +71,11 @@ class Leaves:
     def token_map(self) -> Tensor:
         """Computes int64 (rows, cols), the index of the leaf that covers each cell; -1 if none does."""
         areas = self.sizes**2
-        leaf = torch.repeat_interleave(torch.arange(len(self)), areas)
-        place = torch.arange(len(leaf)) - (areas.cumsum(0) - areas)[leaf]  # running count inside the leaf
+        leaf = torch.repeat_interleave(torch.arange(len(self), device="cpu"), areas)
+        place = torch.arange(len(leaf), device="cpu") - (areas.cumsum(0) - areas)[leaf]  # running count inside the leaf
         row = self.boxes[leaf, 0] + place // self.sizes[leaf]
         col = self.boxes[leaf, 1] + place % self.sizes[leaf]
-        tokens = torch.full(self.grid, -1)
+        tokens = torch.full(self.grid, -1, device="cpu")
         tokens[row, col] = leaf
         return tokens
 
@@ -176,7 +176,7 @@ def partition_as(
         max_leaf=allowed_leaf(settings, find_grid(image, patch_size), native_grid),
         native_grid=native_grid,
         structure_size=settings.structure_size,
-        generator=torch.Generator().manual_seed(settings.seed),
+        generator=torch.Generator("cpu").manual_seed(settings.seed),
         geometry=settings.geometry,
         noise_floor=settings.noise_floor,
         noise=noise,

@@ -134,7 +134,7 @@ class QuestionCut:
                 chosen.add(child)
                 if finest[child[0], child[1]] < half:
                     heapq.heappush(queue, heap_entry(child, root))
-        return Leaves(torch.tensor(sorted(chosen), dtype=torch.int64), leaves.grid)
+        return Leaves(torch.tensor(sorted(chosen), dtype=torch.int64, device="cpu"), leaves.grid)
 
     def take(self, leaves: Leaves) -> CutImage:
         """Collects the patches of leaves, all of which are in `kept`, `between` or `fine`."""
@@ -180,8 +180,8 @@ def _find_between(kept: Leaves, fine: Leaves, roots: Roots) -> Leaves:
     boxes = []
     for level in range(1, roots.level):
         side = 2**level
-        row = torch.arange(roots.top, roots.top + roots.rows, side)
-        col = torch.arange(roots.left, roots.left + roots.cols, side)
+        row = torch.arange(roots.top, roots.top + roots.rows, side, device="cpu")
+        col = torch.arange(roots.left, roots.left + roots.cols, side, device="cpu")
         at = torch.cartesian_prod(row, col).view(-1, 2)
         lies_between = (finest[at[:, 0], at[:, 1]] < side) & (coarsest[at[:, 0], at[:, 1]] > side)
         boxes.append(F.pad(at[lies_between], (0, 1), value=side))
@@ -206,7 +206,7 @@ def _root_of_leaves(leaves: Leaves, roots: Roots) -> Tensor:
 
 def _root_of_native_cells(roots: Roots, grid: tuple[int, int], native_grid: int) -> Tensor:
     """Finds the root at the centre of each cell of the n x n grid over the image: int64 (n * n,)."""
-    centre = (torch.arange(native_grid) + 0.5) / native_grid
+    centre = (torch.arange(native_grid, dtype=torch.float32, device="cpu") + 0.5) / native_grid
     row, col = torch.meshgrid((centre * grid[0]).long(), (centre * grid[1]).long(), indexing="ij")
     return _root_at(row.flatten(), col.flatten(), roots)
 
@@ -226,4 +226,4 @@ def _root_shape(roots: Roots) -> tuple[int, int]:
 
 def _sum_by_root(values: Tensor, index: Tensor, roots: Roots) -> Tensor:
     """Sums values (N,) over roots, each at an index: float32 (roots,)."""
-    return torch.zeros(math.prod(_root_shape(roots))).index_add_(0, index, values)
+    return torch.zeros(math.prod(_root_shape(roots)), dtype=torch.float32, device="cpu").index_add_(0, index, values)

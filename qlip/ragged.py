@@ -16,7 +16,7 @@ def pad_ragged(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
         The batch (B, max N_i, ...), and `valid`, bool (B, max N_i), True on tokens.
     """
     lengths = [len(sequence) for sequence in sequences]
-    valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    valid = torch.arange(max(lengths), device="cpu") < torch.tensor(lengths, device="cpu")[:, None]
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), valid.to(sequences[0].device)
 
 

@@ -60,11 +60,12 @@ def find_split_cells(leaves: Leaves, settings: QLIPConfig, native_grid: int) -> 
     grid = leaves.grid
     side = native_max_leaf(grid, native_grid, settings.geometry)
     roots = roots_for(settings, grid, native_grid)
-    corner = torch.tensor([roots.top, roots.left])
+    corner = torch.tensor([roots.top, roots.left], device="cpu")
     places, sizes = leaves.boxes[:, :2] - corner, leaves.sizes
     smaller = (sizes < side) & (places >= 0).all(1) & (places % sizes[:, None] == 0).all(1)
     found, index = (places[smaller] // side).unique(dim=0, return_inverse=True)  # sorted: in raster order
-    is_tiled = torch.zeros(len(found), dtype=torch.int64).index_add_(0, index, sizes[smaller] ** 2) == side**2
+    covered = torch.zeros(len(found), dtype=torch.int64, device="cpu").index_add_(0, index, sizes[smaller] ** 2)
+    is_tiled = covered == side**2
     cells = Leaves(F.pad(found[is_tiled] * side + corner, (0, 1), value=side), grid)
     return SplitCells(cells, smaller.nonzero()[is_tiled[index], 0], corner)
 
@@ -84,14 +85,14 @@ def join_patches(cut: CutImage, split: SplitCells) -> Tensor:
     while size < int(split.cells.sizes[0]):
         own = sizes == size
         blocks, index = (places[own] // (2 * size)).unique(dim=0, return_inverse=True)
-        order = (4 * index + places[own] // size % 2 @ torch.tensor([2, 1])).argsort()
+        order = (4 * index + places[own] // size % 2 @ torch.tensor([2, 1], device="cpu")).argsort()
         chosen = own.to(pixels.device)
         quarters = pixels[chosen][order.to(pixels.device)].unflatten(0, (-1, 2, 2))
         whole = quarters.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # (blocks, C, 2 P, 2 P)
         halves = F.interpolate(whole.float(), (width, width), mode="bicubic", antialias=True).to(pixels.dtype)
         pixels = torch.cat([pixels[~chosen], halves])
         places = torch.cat([places[~own], 2 * size * blocks])
-        sizes = torch.cat([sizes[~own], torch.full((len(blocks),), 2 * size)])
+        sizes = torch.cat([sizes[~own], torch.full((len(blocks),), 2 * size, device="cpu")])
         size *= 2
     return pixels
 
@@ -114,7 +115,7 @@ def hide_tokens(
     if not any(len(split.cells) for split in splits):
         return mask
     total = hidden.shape[1]
-    is_part, is_split = torch.zeros(2, len(splits), total, dtype=torch.bool)
+    is_part, is_split = torch.zeros(2, len(splits), total, dtype=torch.bool, device="cpu")
     for row, split in enumerate(splits):
         is_part[row, prefix + split.parts] = True
         is_split[row, lengths[row] : lengths[row] + len(split.cells)] = True

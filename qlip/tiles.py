@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qlip.config import QLIPConfig
-from qlip.language_positions import ImageSpan, weigh
+from qlip.language_positions import CPU, ImageSpan, weigh
 from qlip.patches import CutImage, extract_patches, native_cut
 from qlip.quadtree import Leaves, find_noise, read_leaves, spare_splits
 from qlip.roots import count_roots, find_roots
@@ -100,18 +100,18 @@ def order_tokens(
     j = ((2 * col + size) * raster.cols).double() / (2 * cols) - 0.5
     used = i.unique()
     places = torch.cat([raster.pitch * i + j.clamp(0, raster.cols - 1), (raster.pitch * used + raster.cols).double()])
-    kept = torch.arange(len(leaves)) if which is None else which.nonzero()[:, 0]
+    kept = torch.arange(len(leaves), device="cpu") if which is None else which.nonzero()[:, 0]
     newline = len(leaves) if which is None else len(which)
     numbers = torch.cat([kept, torch.full_like(used, newline)])
-    sides = torch.cat([size * (raster.rows * raster.cols / (rows * cols)) ** 0.5, torch.ones(len(used))])
+    sides = torch.cat([size.float() * (raster.rows * raster.cols / (rows * cols)) ** 0.5, torch.ones(len(used), **CPU)])
 
     sequence = places.argsort(stable=True)
-    order = torch.cat([torch.arange(base), base + numbers[sequence]])
-    weights = weigh(settings, torch.cat([torch.ones(base), sides[sequence]]), raster.length)
+    order = torch.cat([torch.arange(base, device="cpu"), base + numbers[sequence]])
+    weights = weigh(settings, torch.cat([torch.ones(base, **CPU), sides[sequence]]), raster.length)
     if settings.llm_positions == "sequential":
         span = ImageSpan(len(order), None, len(order), weights)
     else:
-        positions = torch.cat([torch.arange(base).double(), raster.base + places[sequence]])
+        positions = torch.cat([torch.arange(base, dtype=torch.float64, device="cpu"), raster.base + places[sequence]])
         span = ImageSpan(len(order), positions.float(), raster.length, weights)
     return TokenOrder(order, span, leaves)
 
@@ -182,7 +182,7 @@ def partition_tiles(
     below, right = canvas.shape[1] - top - height, canvas.shape[2] - left - width
     extended = F.pad(inside[None], (left, right, top, below), mode="replicate")[0]
     noise = find_noise(settings.criterion, settings.noise_floor, inside)
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator("cpu").manual_seed(settings.seed)
     side = native_grid * patch_size
     pyramids = [
         score_pyramid(

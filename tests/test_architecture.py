@@ -54,7 +54,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.backbones.transformers", "qlip.backbones.timm", "qlip.backbones.open_clip", "qlip.images.sources"),
     ("qlip.backbones.registry",),
     ("qlip.quadtree", "qlip.tools.bias_config"),
-    ("qlip.outputs", "qlip.patches", "qlip.positions", "qlip.tools.draw", "qlip.tools.heat"),
+    ("qlip.outputs", "qlip.replicas", "qlip.patches", "qlip.positions", "qlip.tools.draw", "qlip.tools.heat"),
     ("qlip.packing", "qlip.language_positions", "qlip.decoder_masks", "qlip.cutting", "qlip.split_cells"),
     ("qlip.image_processing", "qlip.question", "qlip.tiles", "qlip.untraced"),
     (

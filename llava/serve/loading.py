@@ -49,7 +49,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         choices=get_args(SplitOrder),
         help="which blocks a budget splits first: by score times side, or by score alone; implies --qlip",
     )
-    parser.add_argument("--image-size", type=integer(), help="shorter side of a picture in pixels; implies --qlip")
+    parser.add_argument(
+        "--image-size",
+        type=integer(),
+        help="shorter side in pixels that a picture is resized to; with geometry native, the default, it only chooses "
+        "how often CLIP's cells are halved, as for a picture of this shorter side; implies --qlip",
+    )
     parser.add_argument(
         "--budget",
         choices=get_args(Budget),

@@ -60,7 +60,7 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
 
     Args:
         model: LlavaForConditionalGeneration, LlavaNextForConditionalGeneration (leaves take the places of its tiles'
-            tokens), VipLlavaForConditionalGeneration, with a CLIP or SigLIP tower; CLIPModel, SiglipModel;
+            tokens), VipLlavaForConditionalGeneration, with a tower of CLIP, SigLIP or DINOv2; CLIPModel, SiglipModel;
             CLIPVisionModel, SiglipVisionModel, Dinov2Model; a VisionTransformer of timm; a model of open_clip.
         processor: the model's processor; for a vision model also its image processor. None makes an image
             processor with the values that such models are trained with.

@@ -20,6 +20,22 @@ from qlip.quadtree import Leaves
 from qlip.tiles import TokenOrder
 
 OFFLOADED = "the vision tower is offloaded; give it a device in device_map (it is small)"
+NO_PROMPT = "images were given without input_ids: their places can't be found in embeddings"
+# What `refuse_missing` says, by why the arguments are missing:
+IN_EMBEDDINGS = (
+    "images were given without input_ids: their places can't be found in embeddings; give {missing} (see place_images)"
+)
+NEW_WITH_CACHE = (
+    "new images were given with a cache, but without their positions in the conversation; call `generate` with the"
+    " whole conversation and all its images; or give {missing} (see place_images)"
+)
+WITHOUT_LEAVES = (
+    "encoded images are given without leaf_boxes and leaf_grids; give both, or {missing} (see place_images)"
+)
+IN_TRUNK = (
+    "{model} is given images without {missing}: call the model around it, or give both from its place_images"
+    " (qlip.key_bias makes the bias of its sizes)"
+)
 PROCESSOR = "prepare images with the processor that qlip.attach returned for this model"
 
 
@@ -173,12 +189,12 @@ def list_missing(
     return missing + (["key_bias"] if needs_bias and key_bias is None else [])
 
 
-def refuse_missing(reason: str, missing: Sequence[str]) -> None:
-    """Raises ValueError, whose `reason` continues with what to give, if arguments are missing."""
+def refuse_missing(sentence: str, missing: Sequence[str], model: str = "") -> None:
+    """Raises ValueError if arguments are missing: a sentence with places for their names and the model's."""
     if missing:
-        raise ValueError(f"{reason} give {' and '.join(missing)} (see place_images)")
+        raise ValueError(sentence.format(missing=" and ".join(missing), model=model))
 
 
 def image_sizes_of(pixel_values: Any) -> Tensor:
     """Measures whole images: int64 (B, 2), heights and widths."""
-    return torch.tensor([tuple(image.shape[1:]) for image in pixel_values])
+    return torch.tensor([tuple(image.shape[1:]) for image in pixel_values], device="cpu")

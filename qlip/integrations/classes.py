@@ -18,20 +18,13 @@ from torch import nn
 from qlip.integrations.attachment import Attachment
 from qlip.integrations.subclasses import BuildsPlain, MadeSubclass, find_base, make_subclass
 from qlip.mlp import PRIOR_FILE
+from qlip.replicas import RefusesReplicas
 
 
-class AttachedMixin(MadeSubclass):
+class AttachedMixin(RefusesReplicas, MadeSubclass):
     """Mixed into the class of every attached module."""
 
     attachment: Attachment
-
-    def _replicate_for_data_parallel(self) -> Any:
-        """Refuses nn.DataParallel, whose copies on other devices would share this one's attachment."""
-        raise TypeError(
-            f"{type(self).__name__} is attached to QLIP, and nn.DataParallel can't copy it: run one process for each"
-            " GPU (torchrun, with DistributedDataParallel; Trainer does so under torchrun), or show the program one"
-            " GPU (CUDA_VISIBLE_DEVICES=0)"
-        )
 
 
 class AttachedPreTrainedMixin(BuildsPlain, AttachedMixin):

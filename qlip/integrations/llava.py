@@ -15,7 +15,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from qlip.decoder_masks import decoder_mask
-from qlip.integrations.attachment import image_sizes_of, list_missing, refuse_missing
+from qlip.integrations.attachment import (
+    IN_EMBEDDINGS,
+    NEW_WITH_CACHE,
+    NO_PROMPT,
+    WITHOUT_LEAVES,
+    image_sizes_of,
+    list_missing,
+    refuse_missing,
+)
 from qlip.integrations.classes import AttachedPreTrainedMixin, name_arguments
 from qlip.integrations.continuation import complete_inputs, note_continuation, padding_mask, read_continuation
 from qlip.integrations.llava_trunk import LlavaTrunkMixin, take_feature_options
@@ -23,13 +31,6 @@ from qlip.integrations.mixins import ImagePositionsMixin, count_answers, refuse_
 from qlip.language_positions import ImageSpan, Placed, key_bias, place_batch
 from qlip.packing import check_pair, unpack_leaves
 from qlip.tiles import TokenOrder
-
-CACHED = (
-    "new images were given with a cache, but without their positions in the conversation; call `generate` with the"
-    " whole conversation and all its images"
-)
-NO_PROMPT = "images were given without input_ids: their places can't be found in embeddings"
-UNPLACED = "encoded images are given without leaf_boxes and leaf_grids; give both, or"
 
 
 class PackedImages(NamedTuple):
@@ -274,15 +275,13 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             spans, _ = self.span_images(*leaves)
             has_positions = any(span.positions is not None for span in spans)
             has_weights = any(span.sizes is not None for span in spans)
-            refuse_missing(
-                f"{NO_PROMPT};", list_missing(has_positions, has_weights, given.position_ids, given.key_bias)
-            )
+            refuse_missing(IN_EMBEDDINGS, list_missing(has_positions, has_weights, given.position_ids, given.key_bias))
             return given
         missing = self.attachment.find_missing(given.position_ids, given.key_bias)
         if not missing:
             return given
         if cache is not None and cache.get_seq_length():
-            refuse_missing(f"{CACHED}; or", missing)
+            refuse_missing(NEW_WITH_CACHE, missing)
         placed = self.place_images(input_ids, attention_mask, *leaves)
         if given.position_ids is None:
             given = given._replace(position_ids=placed.positions, end=placed.end)
@@ -290,7 +289,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
 
     def _refuse_unplaced(self, position_ids: Tensor | None, key_bias: Tensor | None) -> None:
         """Raises ValueError if encoded images without their leaves would lose their positions or attention weights."""
-        refuse_missing(UNPLACED, self.attachment.find_missing(position_ids, key_bias))
+        refuse_missing(WITHOUT_LEAVES, self.attachment.find_missing(position_ids, key_bias))
 
     def _bias(self, placed: Placed) -> Tensor | None:
         return key_bias(placed.sizes, self.config.get_text_config()._attn_implementation)

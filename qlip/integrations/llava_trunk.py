@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qlip.decoder_masks import decoder_mask
-from qlip.integrations.attachment import image_sizes_of
+from qlip.integrations.attachment import IN_TRUNK, image_sizes_of, refuse_missing
 from qlip.integrations.classes import AttachedPreTrainedMixin, check_same_tower, name_arguments
 
 
@@ -140,11 +140,7 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
             missing = self.attachment.find_missing(kwargs.get("position_ids"), key_bias)
             if is_placed and "key_bias" in missing:  # the model around it has set the mask
                 missing.remove("key_bias")
-            if missing:
-                raise ValueError(
-                    f"{type(self).__name__} is given images without {' and '.join(missing)}: call the model around it,"
-                    " or give both from its place_images (qlip.key_bias makes the bias of its sizes)"
-                )
+            refuse_missing(IN_TRUNK, missing, type(self).__name__)
             inputs_embeds, input_ids = self.embed(input_ids, inputs_embeds, images.pooler_output), None
         new = inputs_embeds if inputs_embeds is not None else input_ids
         if key_bias is not None and new is not None:

@@ -7,7 +7,7 @@ the tiles and find their padding. Sizes are (height, width), as in transformers'
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -127,7 +127,7 @@ def lay_out(tiles: NextTiles, size: HeightWidth) -> NextLayout:
     n = tiles.native_grid
     shape = get_anyres_image_grid_shape(size, [list(pair) for pair in tiles.pinpoints], tiles.side)
     rows, cols = (count * n for count in shape)
-    kept = unpad_image(torch.empty(0, rows, cols), size).shape[1:]
+    kept = unpad_image(torch.empty(0, rows, cols, device="cpu"), size).shape[1:]
     height, width = (max(1, side) for side in kept)  # LLaVA-NeXT keeps nothing of a strip that is thinner than a cell
     return NextLayout(shape, ((rows - height) // 2, (cols - width) // 2, height, width))
 
@@ -157,7 +157,7 @@ def split_leaves(leaves: Leaves, n: int) -> list[tuple[Leaves, Tensor]]:
     parts = []
     for number in range(leaves.grid[0] // n * cols):
         own = (tile == number).nonzero()[:, 0]
-        corner = torch.tensor([number // cols * n, number % cols * n, 0])
+        corner = torch.tensor([number // cols * n, number % cols * n, 0], device="cpu")
         parts.append((Leaves(leaves.boxes[own] - corner, (n, n)), own))
     return parts
 
@@ -181,7 +181,7 @@ def read_sizes(image_sizes: Any, count: int) -> list[HeightWidth]:
             "image_sizes, (height, width) of each original image, are missing: the tokens of LLaVA-NeXT take their"
             " places by them; give all that the attached processor returns"
         )
-    sizes = torch.as_tensor(image_sizes)
+    sizes = image_sizes if isinstance(image_sizes, Tensor) else torch.tensor(image_sizes, device="cpu")
     if sizes.dtype not in INTEGERS or sizes.shape != (count, 2) or (sizes < 1).any():
         what = sizes.tolist() if sizes.numel() <= 8 else tuple(sizes.shape)
         raise ValueError(f"image_sizes are {what} ({sizes.dtype}); they must be int64 ({count}, 2), {AS_GIVEN}")
@@ -193,7 +193,35 @@ class NextImageProcessor(QLIPImageProcessor):
 
     model_input_names = [*PACKED_NAMES, "image_sizes"]
 
-    tiles: NextTiles
+    tiles: NextTiles | None = None
+    """Set by `qlip.attach`, or read from the processor's file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Builds what `save_pretrained` writes: with the tiles, unless the model's own processor is written."""
+        values = super().to_dict()
+        return values if self.plain is not None or self.tiles is None else {**values, "tiles": asdict(self.tiles)}
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Inverts `to_dict`; see `QLIPImageProcessor.from_dict`.
+
+        Raises:
+            ValueError: the values are those of another image processor, or each tile is to have a quadtree.
+        """
+        given = super().from_dict(image_processor_dict, **kwargs)
+        processor, tiles = given[0] if isinstance(given, tuple) else given, image_processor_dict.get("tiles")
+        if tiles is None:
+            raise ValueError(
+                "preprocessor_config.json has no 'tiles': it is not a NextImageProcessor's; load it by"
+                " qlip.QLIPImageProcessor.from_pretrained"
+            )
+        if processor.qlip.tiling == "tiles":
+            raise ValueError(
+                "tiling is 'tiles', which the model's own processor makes; give that to qlip.attach, or tiling='image'"
+            )
+        pinpoints = tuple((height, width) for height, width in tiles["pinpoints"])
+        processor.tiles = NextTiles(pinpoints, tiles["side"], tiles["native_grid"])
+        return given
 
     def pack(self, images: Any, **options: Any) -> BatchFeature:
         """Packs images, see `QLIPImageProcessor.pack`, with `image_sizes`, int64 (B, 2): heights and widths."""
@@ -201,7 +229,7 @@ class NextImageProcessor(QLIPImageProcessor):
             to_rgb(to_pillow(image)) for image in list_images(self.fetch_images(images))
         ]  # upright before they are measured
         packed = super().pack(originals, **options)
-        packed["image_sizes"] = torch.tensor([(image.height, image.width) for image in originals])
+        packed["image_sizes"] = torch.tensor([(image.height, image.width) for image in originals], device="cpu")
         return packed
 
     def cut_originals(self, images: Sequence[Any]) -> list[CutImage]:
@@ -213,9 +241,15 @@ class NextImageProcessor(QLIPImageProcessor):
     def count_placeholders(self, packed: Mapping[str, Tensor]) -> list[int]:
         """Counts the tokens, newlines included, of each packed image."""
         trees = unpack_leaves(packed["leaf_boxes"], packed["leaf_grids"])
-        return [len(order.order) for order in self.tiles.order(self.qlip, trees, packed["image_sizes"])]
+        orders = self._find_tiles().order(self.qlip, trees, packed["image_sizes"])
+        return [len(order.order) for order in orders]
+
+    def _find_tiles(self) -> NextTiles:
+        if self.tiles is None:
+            raise ValueError("this NextImageProcessor has no tiles; take the one that qlip.attach returns")
+        return self.tiles
 
     def _cut_tiles(self, image: Image.Image) -> CutImage:
         """Cuts the tiles that the model's own image processor makes of an RGB image."""
         pixels = self.plain(image, return_tensors="pt")["pixel_values"][0].float()
-        return self.tiles.cut(pixels, (image.height, image.width), self.qlip, self.patch_size)
+        return self._find_tiles().cut(pixels, (image.height, image.width), self.qlip, self.patch_size)

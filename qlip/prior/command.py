@@ -30,7 +30,7 @@ def add_fit(commands: Any) -> None:
     default = {field.name: field.default for field in fields(FitConfig)}
     command = commands.add_parser("fit", help="train the MLP prior for positions", argument_default=argparse.SUPPRESS)
     command.add_argument(
-        "--tower", type=read_name, required=True, help="CLIP or SigLIP checkpoint: a folder or a hub id"
+        "--tower", type=read_name, required=True, help="checkpoint of CLIP, SigLIP or DINOv2: a folder or a hub id"
     )
     command.add_argument("--out", type=Path, required=True, help="write the prior here, .safetensors")
     command.add_argument(

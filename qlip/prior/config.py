@@ -40,7 +40,7 @@ class FitConfig:
     """What is trained, on what, and how. The defaults are the paper's where it gives them, except `exact_start`."""
 
     tower: str
-    """CLIP or SigLIP checkpoint: a folder or a hub id. It is not changed."""
+    """Checkpoint of CLIP, SigLIP or DINOv2: a folder or a hub id. It is not changed."""
 
     out: str | Path
     """Where the prior is written: a .safetensors file, for `QLIPConfig(interpolation="mlp", mlp=...)`."""

@@ -91,7 +91,7 @@ def solve_last_layer(prior: CoordinateMLP, table: Tensor) -> None:
     body.layers[-1] = nn.Identity()
     table = table.detach().cpu()
     inputs = interpolate_positions(table, Leaves.uniform((side, side)), "mlp", body, mlp_residual=False)
-    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1).double()  # (n * n, hidden + 1)
+    inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1).double()  # (n * n, hidden + 1)
     weights = torch.cat([last.weight.T, last.bias[None]]).double().cpu()  # (hidden + 1, D)
     weights = weights + torch.linalg.lstsq(inputs, table.double() - inputs @ weights).solution
     last.weight.copy_(weights[:-1].T)

@@ -92,6 +92,7 @@ def variance_scores(image: Tensor, patch_size: int, levels: int, image_pixels: i
 
 def random_scores(cells: Tensor, levels: int, generator: torch.Generator | None) -> list[Tensor]:
     """Draws scores uniformly from [0, 1), level by level from 1, in raster order: the control experiment."""
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = generator or torch.Generator("cpu").manual_seed(0)
     shapes = [tuple(-(-extent // 2**k) for extent in cells.shape) for k in range(1, levels + 1)]
-    return [torch.rand(shape, generator=generator, device=generator.device).to(cells.device) for shape in shapes]
+    drawn = (torch.rand(shape, generator=generator, dtype=torch.float32, device=generator.device) for shape in shapes)
+    return [scores.to(cells.device) for scores in drawn]

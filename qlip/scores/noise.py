@@ -42,7 +42,7 @@ def estimate_noise(image: Tensor | Image.Image | np.ndarray) -> Tensor:
     else:
         detail = _find_detail(image)
         if 0 in detail.shape:
-            return torch.zeros(len(detail))
+            return torch.zeros(len(detail), dtype=torch.float32, device="cpu")
         medians = _quantile(_in_regions(abs(detail)), 0.5)
     return as_tensor(_quantile(medians, QUIET_SHARE) / (2 * unit * 0.6745)).float()
 

@@ -198,10 +198,12 @@ def explain_idle(idle: Idle, settings: QLIPConfig, native_size: int, several: bo
     """Formats what has no effect, a line each."""
     notes = [explain_setting(name, settings, several) for name in sorted(idle.settings)]
     if idle.one_cell:
-        reason = "shorter side is below twice" if settings.geometry == "grid" else "longer side is at most"
+        reason, larger = "longer side is at most", "an --image-size at which the longer side exceeds it"
+        if settings.geometry == "grid":
+            reason, larger = "shorter side is below twice", "a larger --image-size"
         notes.append(
             f"no leaf may be larger than one cell, as the {reason} the native size {native_size}; give the tower's own "
-            "--native-size, a larger --image-size, or --coarsest any"
+            f"--native-size, {larger}, or --coarsest any"
         )
     if idle.spent:
         budget = settings.max_tokens

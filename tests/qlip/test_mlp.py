@@ -203,3 +203,15 @@ def test_a_damaged_file_is_named(tmp_path, suffix, damage):
 def test_a_file_that_is_nowhere_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no MLP prior at .*absent\.pt"):
         CoordinateMLP.load(tmp_path / "absent.pt")
+
+
+def test_a_prior_is_copied_to_frozen_float32_and_stays_as_it_was():
+    prior = CoordinateMLP(WIDTH, hidden=16).half().requires_grad_()
+    model = QLIPVisionModel(make_tower("clip"), QLIPConfig(interpolation="mlp", mlp="prior.safetensors"))
+    model.set_prior(prior, "prior.safetensors")
+    model([torch.randn(3, 28, 42)])
+    assert all(own.dtype == torch.float16 and own.requires_grad for own in prior.parameters())
+    for own, copied in zip(prior.parameters(), model.prior.parameters(), strict=True):
+        assert copied.dtype == torch.float32 and not copied.requires_grad
+        assert torch.equal(own.float(), copied)
+    assert not any("prior" in name for name in model.state_dict())

@@ -88,6 +88,14 @@ def test_a_budget_below_clips_tokens_merges_cells_and_keeps_the_image_size():
     assert few.sizes.max() > max(full.grid) // 24
 
 
+@pytest.mark.parametrize("image_size", [100, 224, 336, 337, 448, 672, 700])
+def test_image_size_chooses_the_power_of_two_alone(image_size):
+    """By hand: of an image of 200 x 300 pixels and a native size of 336, so that the longer side is 1.5 times it."""
+    halvings = 0 if image_size <= 224 else 1 if image_size <= 448 else 2
+    rows, cols = CUTTER.choose_grid(200, 300, QLIPConfig(image_size=image_size, max_tokens=None))
+    assert (rows, cols) == (16 * 2**halvings, 24 * 2**halvings)
+
+
 @pytest.mark.parametrize("size", [(200, 200), (336, 336), (500, 500), (1344, 1344)], ids=str)
 def test_the_patches_of_an_unsplit_tree_are_those_of_clips_processor(size):
     image = photograph("astronaut", size)

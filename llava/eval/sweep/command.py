@@ -40,7 +40,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alpha", nargs="+", metavar="A", help="split thresholds")
     parser.add_argument("--max-tokens", nargs="+", metavar="N", help="budgets; none is unbounded")
     parser.add_argument(
-        "--image-size", nargs="+", metavar="PX", help="shorter sides in pixels; none is the image's own"
+        "--image-size",
+        nargs="+",
+        metavar="PX",
+        help="shorter sides in pixels, by which geometry native only chooses how often CLIP's cells are halved; none is"
+        " the image's own",
     )
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="NAME=V1,V2", help="values of any other QLIP setting"

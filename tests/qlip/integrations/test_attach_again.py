@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 from transformers import AutoModelForImageTextToText
 
 import qlip
@@ -19,6 +20,9 @@ from tests.qlip.integrations.models import (
 )
 
 OTHERS = ({"keep_split_cells": True}, {"size_bias": -0.4}, {"max_tokens": 20})
+
+
+REPLICAS = "nn.DataParallel can't copy"
 
 
 def settings_of(model) -> qlip.QLIPConfig:
@@ -86,7 +90,14 @@ def test_a_processor_of_an_earlier_attachment_is_refused_where_the_settings_meet
 def test_data_parallel_replicas_are_refused(make):
     """nn.DataParallel makes a replica of every module of a model, and runs each on a GPU of its own."""
     model, _ = qlip.attach(make())
-    with pytest.raises(TypeError, match="nn.DataParallel can't copy it: .*torchrun, with DistributedDataParallel"):
+    with pytest.raises(TypeError, match=f"{REPLICAS} this .*torchrun, with DistributedDataParallel"):
         [module._replicate_for_data_parallel() for module in model.modules()]
     plain, _ = qlip.detach(model)
     assert all([module._replicate_for_data_parallel()._is_replica for module in plain.modules()])
+
+
+def test_a_tower_in_a_model_of_ones_own_is_not_replicated_either():
+    """Its adapter computes with the modules of the first GPU."""
+    whole = torch.nn.Sequential(qlip.QLIPVisionModel(make_vision_model("clip")))
+    with pytest.raises(TypeError, match=f"{REPLICAS} this QLIPVisionModel"):
+        [module._replicate_for_data_parallel() for module in whole.modules()]

@@ -119,6 +119,14 @@ def test_a_native_size_above_half_the_image_leaves_no_quadtree_and_that_is_said(
     assert only_cells == (native_size == 336) == any("no leaf may be larger than one cell" in line for line in lines)
 
 
+def test_the_image_size_that_the_hint_of_native_geometry_asks_for_gives_a_quadtree(folder, capsys):
+    """The picture has 448 x 448 px, so 449 exceeds a native size of 448."""
+    flags = [DEMO / "1-small-shapes.png", "--native-size", 448, "--out", "o.png"]
+    hint = [line for line in show(capsys, *flags, "--image-size", 448) if "no leaf may be larger than one cell" in line]
+    assert len(hint) == 1 and "give the tower's own --native-size, an --image-size at which the longer side" in hint[0]
+    assert not any("no leaf may" in line for line in show(capsys, *flags, "--image-size", 449))
+
+
 def test_files_and_folders_get_a_line_each_and_a_contact_sheet(folder, capsys):
     flat, noise = folder / "flat.png", folder / "below" / "noise.png"
     for images in ([folder], [noise, flat]):
