@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from llava.eval.run.answers.jsonl import Row
-from llava.eval.run.inputs.checks import hash_image
+from llava.eval.run.answers.metadata import hash_image
 from llava.eval.run.inputs.questions import Question
 from llava.mm_utils import get_model_name_from_path
 from llava.model.vision.prepared_image import PreparedImage

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.run.answers.jsonl import Row, append_rows, check_regular, format_rows, read_rows, replace
-from llava.eval.run.inputs.checks import hash_image
+from llava.eval.run.answers.metadata import hash_image
 from llava.eval.run.inputs.questions import Question
 from qlip.files import is_same_file
 
@@ -34,7 +34,7 @@ _CUT_SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*\\?|')
 class AnswerFile:
     """ANSWERS, and ANSWERS.errors beside it for questions without an answer.
 
-    `check_place`, `check_rows`, `check` and `done` only read; `start` is the first to write.
+    `check_place`, `check_rows`, `check_same_settings` and `done` only read; `start` is the first to write.
     """
 
     def __init__(self, path: Path, part: int | None = None) -> None:
@@ -73,7 +73,7 @@ class AnswerFile:
                     answered.append((f"{file}:{number}", row))
         _check_pictures(answered, questions)
 
-    def check(self, settings: Mapping[str, Any]) -> None:
+    def check_same_settings(self, settings: Mapping[str, Any]) -> None:
         """Raises ValueError unless all existing answers were made with these settings."""
         for file in self._answers():
             for number, row in self._read(file):

@@ -6,6 +6,7 @@ gets.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -268,3 +269,8 @@ def chunk(items: Sequence[T], count: int, index: int) -> range:
         raise ValueError(f"chunk {index} of {count} chunks: chunk_idx must be at least 0 and below num_chunks")
     size = math.ceil(len(items) / count)
     return range(min(index * size, len(items)), min((index + 1) * size, len(items)))
+
+
+def select_indices(args: argparse.Namespace, questions: Sequence[Question]) -> range:
+    """Selects this run's questions by their positions: those of its chunk, or the first of them (`--limit`)."""
+    return chunk(questions, args.num_chunks, args.chunk_idx)[: args.limit]

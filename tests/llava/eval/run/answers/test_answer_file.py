@@ -36,7 +36,7 @@ def started(path: Path, part: int | None = None, resume: bool = True) -> AnswerF
     answers.check_place()
     answers.check_rows(QUESTIONS, resume)
     if resume:
-        answers.check(SETTINGS)
+        answers.check_same_settings(SETTINGS)
     answers.start(resume)
     return answers
 
