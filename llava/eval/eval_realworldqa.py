@@ -48,8 +48,8 @@ def kind(question: Row) -> str:
     return CHOICE if label_letter(question["answer"]) in find_listed_options(question["text"]) else OPEN
 
 
-def is_right(question: Row, text: str) -> bool:
-    """Whether an answer is right."""
+def judge_answer(question: Row, text: str) -> bool:
+    """Judges whether an answer is right."""
     if kind(question) == CHOICE:
         return chosen_letter(question, text) == label_letter(question["answer"])
     if (letter := label_letter(question["answer"])) in letters(26):  # the normalisation takes "A" for the article
@@ -60,7 +60,7 @@ def is_right(question: Row, text: str) -> bool:
 
 def score(questions: Sequence[Row], said: Sequence[str]) -> Score:
     """Scores answers to questions with `answer`."""
-    right = [is_right(question, text) for question, text in zip(questions, said, strict=True)]
+    right = [judge_answer(question, text) for question, text in zip(questions, said, strict=True)]
     kinds = accuracy_by(right, [kind(question) for question in questions])
     return Score("RealWorldQA", {"all": accuracy(right), **kinds})
 

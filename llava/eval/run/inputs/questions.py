@@ -21,7 +21,7 @@ from llava.eval.score.rows import (
     decode_json,
     id_text,
     is_question,
-    read_rows,
+    read_json_lines,
     read_text,
 )
 from llava.eval.score.tables import is_missing, read_table
@@ -86,7 +86,7 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None, with_
     """
     answers = _read_right_answers(answers_file) if answers_file else {}
     questions = []
-    for number, row in read_rows(path):
+    for number, row in read_json_lines(path):
         if missing := [key for key in ("question_id", "image", "text") if key not in row]:
             raise ValueError(f"{path}:{number}: the question has no {', '.join(missing)}")
         name, text, image = (_read_value(f"{path}:{number}", row, key) for key in ("question_id", "text", "image"))
@@ -132,7 +132,7 @@ def is_data_url(image: str) -> bool:
 def _read_right_answers(path: Path) -> dict[str, str]:
     """Reads the right answer of each question, by its id as text; it may have several rows if they agree."""
     answers: dict[str, str] = {}
-    for number, row in read_rows(path):
+    for number, row in read_json_lines(path):
         place = f"{path}:{number}"
         field = _find_field(row, "answer", "label", "text")
         if "question_id" not in row or field is None:
