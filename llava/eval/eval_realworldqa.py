@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llava.eval.score.benchmark import Benchmark
-from llava.eval.score.choice import chosen_letter, label_letter, labelled_main
+from llava.eval.score.choice import label_letter, labelled_main, read_letter
 from llava.eval.score.option_lists import find_listed_options
 from llava.eval.score.parse import letters, option_letter
 from llava.eval.score.rows import Row, read_row
@@ -51,7 +51,7 @@ def kind(question: Row) -> str:
 def judge_answer(question: Row, text: str) -> bool:
     """Judges whether an answer is right."""
     if kind(question) == CHOICE:
-        return chosen_letter(question, text) == label_letter(question["answer"])
+        return read_letter(question, text) == label_letter(question["answer"])
     if (letter := label_letter(question["answer"])) in letters(26):  # the normalisation takes "A" for the article
         return option_letter(text, letters(26)) == letter
     right = normalise_answer(question["answer"])

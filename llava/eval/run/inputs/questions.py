@@ -24,7 +24,7 @@ from llava.eval.score.rows import (
     read_json_lines,
     read_text,
 )
-from llava.eval.score.tables import is_missing, read_table
+from llava.eval.score.tables import OPTION_COLUMNS, find_row_options, is_missing, read_table
 from llava.text import check_encodable
 
 T = TypeVar("T")
@@ -33,8 +33,7 @@ LETTER_ONLY = {
     "en": "Answer with the option's letter from the given choices directly.",
     "cn": "请直接回答选项字母。",
 }
-OPTIONS = ("A", "B", "C", "D")
-TABLE_COLUMNS = ("index", "image", "question", "hint", *OPTIONS)
+TABLE_COLUMNS = ("index", "image", "question", "hint", *OPTION_COLUMNS)
 SHORTEST_BASE64 = 64
 """A shorter image field of a table is the index of the row that holds the image."""
 
@@ -241,12 +240,8 @@ def _make_rounds(row: Mapping[str, str], image: str, ending: str, all_rounds: bo
 
     `start` is the position of the first.
     """
-    options = []
-    for letter in OPTIONS:
-        if is_missing(row[letter]):
-            break
-        options.append(row[letter])
-    letters = list(OPTIONS[: len(options)])
+    found = find_row_options(row)
+    letters, options = list(found), list(found.values())
     image_name = name_image(image)
     stem = row["question"] if is_missing(row["hint"]) else f"{row['hint']}\n{row['question']}"
     name = int(row["index"]) if row["index"].isdecimal() else row["index"]
