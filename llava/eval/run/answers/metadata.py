@@ -107,7 +107,7 @@ def hash_files(files: list[Path]) -> str:
 
 
 def hash_image(source: str | Path | None) -> str | None:
-    """Hashes an image's file, to distinguish pictures of the same name wherever they are stored.
+    """Hashes an image's file, to distinguish images of the same name wherever they are stored.
 
     None without a file: no image, one inside the question file, or one that cannot be read.
     """

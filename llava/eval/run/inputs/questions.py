@@ -66,7 +66,7 @@ class Question:
 
 
 def short_hash(digest: Any) -> str:
-    """Formats a digest of SHA-256 by its first 16 characters, which distinguish pictures and texts well enough."""
+    """Formats a digest of SHA-256 by its first 16 characters, which distinguish images and texts well enough."""
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
@@ -222,10 +222,10 @@ def read_mmbench(
         ValueError: columns or an image are missing, or there are no rows.
     """
     rows = read_table(path, TABLE_COLUMNS)
-    pictures = {row["index"]: row["image"] for row in rows}
+    images = {row["index"]: row["image"] for row in rows}
     questions: list[Question] = []
     for row in rows:
-        image = row["image"] if len(row["image"]) > SHORTEST_BASE64 else pictures.get(row["image"])
+        image = row["image"] if len(row["image"]) > SHORTEST_BASE64 else images.get(row["image"])
         if not image:
             raise ValueError(f"{path}: row {row['index']} has no image")
         ending = f"\n{LETTER_ONLY[lang]}" if single_pred_prompt else ""
