@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import parse_and_run
-from llava.eval.eval_seed import add_flags, chosen_choice, read_questions, score_files
+from llava.eval.eval_seed import add_flags, read_questions, read_seed_letter, score_files
 from llava.eval.score.rows import Key, Row, find_texts, read_answers
 from llava.eval.score.score import print_score, score_parser
 
@@ -17,7 +17,7 @@ from llava.eval.score.score import print_score, score_parser
 def submission(questions: Mapping[Key, Row], said: Sequence[str]) -> list[Row]:
     """Builds `question_id, prediction` for each question; an answer that names no option stays as it is."""
     return [
-        {"question_id": question["question_id"], "prediction": chosen_choice(question, text) or text}
+        {"question_id": question["question_id"], "prediction": read_seed_letter(question, text) or text}
         for question, text in zip(questions.values(), said, strict=True)
     ]
 

@@ -48,7 +48,7 @@ SERVERS = (
     *("llava.serve.workers.controller_app", "llava.serve.workers.protocol", "llava.serve.http.server"),
 )
 """Those that need no model, and the modules that they import when they run."""
-PICTURES = ("llava.eval.run.inputs.pictures", "llava.eval.run.shares", "llava.model.vision.preparer")
+PICTURES = ("llava.eval.run.inputs.preparation", "llava.eval.run.shares", "llava.model.vision.preparer")
 """What the processes that prepare images import."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from llava.eval.run.inputs.questions import LETTER_ONLY
 from llava.eval.score.benchmark import Benchmark
-from llava.eval.score.choice import chosen_letter, labelled_main, right_letter
+from llava.eval.score.choice import labelled_main, read_letter, right_letter
 from llava.eval.score.rows import Row, read_row
 from llava.eval.score.score import Score, accuracy, accuracy_by
 
@@ -54,7 +54,7 @@ def score(questions: Sequence[Row], said: Sequence[str]) -> Score:
     sources = [question["source"] for question in questions]
     if unknown := set(sources) - set(ALL_SOURCES):
         raise ValueError(f"source is {min(unknown)!r}; CV-Bench has {', '.join(ALL_SOURCES)}")
-    found = [chosen_letter(question, text) for question, text in zip(questions, said, strict=True)]
+    found = [read_letter(question, text) for question, text in zip(questions, said, strict=True)]
     right = [letter == right_letter(question, "answer") for question, letter in zip(questions, found, strict=True)]
     by_source = accuracy_by(right, sources)
     groups = {

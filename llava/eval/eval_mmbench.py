@@ -18,7 +18,7 @@ from llava.eval.score.parse import option_letter
 from llava.eval.score.prompts import check_prompts
 from llava.eval.score.rows import Key, Row, check_object, index_rows
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
-from llava.eval.score.tables import is_missing, read_sheet, read_table
+from llava.eval.score.tables import OPTION_COLUMNS, find_row_options, read_sheet, read_table
 
 BENCHMARK = Benchmark(
     name="MMBench",
@@ -37,7 +37,6 @@ BENCHMARK = Benchmark(
 )
 
 COPY = 1_000_000
-LETTERS = "ABCD"
 
 Order = tuple[int, int]
 """Index in the table, round."""
@@ -48,11 +47,11 @@ def original(index: int) -> int:
     return index % COPY
 
 
-def chosen_option(answer: Row) -> str | None:
+def read_table_letter(answer: Row) -> str | None:
     """Reads the letter, in the table's order, that an answer chooses; `options` and `option_char` are as shown."""
-    shown = dict(zip(LETTERS, map(str, answer["options"]), strict=False))
+    shown = dict(zip(OPTION_COLUMNS, map(str, answer["options"]), strict=False))
     letter = option_letter(str(answer["text"]), shown)
-    return None if letter is None else answer["option_char"][LETTERS.index(letter)]
+    return None if letter is None else answer["option_char"][OPTION_COLUMNS.index(letter)]
 
 
 def score(questions: Mapping[int, Row], answers: Mapping[Order, Row]) -> Score:
@@ -67,7 +66,7 @@ def score(questions: Mapping[int, Row], answers: Mapping[Order, Row]) -> Score:
     """
     if unknown := [index for index, _ in answers if index not in questions]:
         raise ValueError(f"there is an answer to question {unknown[0]}, which the table does not have")
-    letters = {order: chosen_option(answer) for order, answer in answers.items()}
+    letters = {order: read_table_letter(answer) for order, answer in answers.items()}
     right = {order: letters[order] == questions[order[0]]["answer"] for order in answers}
     if lacking := [index for index in questions if (index, 0) not in right]:
         raise ValueError(f"{len(lacking)} of {len(questions)} questions have no answer, for example {lacking[0]}")
@@ -112,7 +111,7 @@ def read_questions(path: Path) -> dict[int, Row]:
         ("index",),
     )
     check_indices(path, (key[0] for key in table))
-    if any(row.get("answer") not in tuple(LETTERS) for row in table.values()):
+    if any(row.get("answer") not in OPTION_COLUMNS for row in table.values()):
         raise ValueError(f"{path} has questions without an answer: a test split, which MMBench's server scores")
     return {int(key[0]): row for key, row in table.items()}
 
@@ -121,13 +120,6 @@ def check_indices(path: Path, indices: Iterable[str]) -> None:
     """Raises ValueError unless all indices of a table are whole numbers."""
     if (wrong := next((index for index in indices if not index.isdigit()), None)) is not None:
         raise ValueError(f"{path}: index is {wrong!r}; it must be a whole number")
-
-
-def find_options(row: Row) -> dict[str, str]:
-    """Finds the options of a row by letter, up to the first empty one."""
-    texts = [str(row.get(letter) or "") for letter in LETTERS]
-    count = next((i for i, text in enumerate(texts) if is_missing(text)), len(texts))
-    return dict(zip(LETTERS, texts[:count], strict=False))
 
 
 def score_files(args: argparse.Namespace) -> Score:
@@ -161,7 +153,7 @@ def read_answer_table(rows: Sequence[Row], said: str, questions: Mapping[int, Ro
         raise ValueError(f"{path} holds question {unknown[0]!r}, which the table does not have")
     answers = {}
     for (index,), row in table.items():
-        options = find_options(questions[int(index)])
+        options = find_row_options(questions[int(index)])
         answers[int(index), 0] = {"text": row[said], "options": [*options.values()], "option_char": [*options]}
     return answers
 

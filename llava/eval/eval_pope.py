@@ -17,7 +17,7 @@ from pathlib import Path
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import read_pope_answer
 from llava.eval.score.prompts import asks, check_prompts
-from llava.eval.score.rows import Key, Row, read_labelled, read_row, read_rows
+from llava.eval.score.rows import Key, Row, read_json_lines, read_labelled, read_row
 from llava.eval.score.score import Results, Score, run_scorer, score_parser
 
 BENCHMARK = Benchmark(
@@ -93,7 +93,7 @@ def read_labels(folder: Path) -> dict[str, list[Row]]:
     labels: dict[str, list[Row]] = {}
     for path in sorted(folder.glob("coco_pope_*.json")):
         own = labels.setdefault(path.stem.removeprefix("coco_pope_"), [])
-        for number, row in read_rows(path):
+        for number, row in read_json_lines(path):
             row = read_row(f"{path}:{number}", row, ("image", "text", "label"))
             if row["label"] not in ("yes", "no"):
                 raise ValueError(f"{path}:{number}: label is {row['label']!r}; it must be 'yes' or 'no'")

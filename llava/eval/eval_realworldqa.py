@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llava.eval.score.benchmark import Benchmark
-from llava.eval.score.choice import chosen_letter, label_letter, labelled_main
+from llava.eval.score.choice import label_letter, labelled_main, read_letter
 from llava.eval.score.option_lists import find_listed_options
 from llava.eval.score.parse import letters, option_letter
 from llava.eval.score.rows import Row, read_row
@@ -48,10 +48,10 @@ def kind(question: Row) -> str:
     return CHOICE if label_letter(question["answer"]) in find_listed_options(question["text"]) else OPEN
 
 
-def is_right(question: Row, text: str) -> bool:
-    """Whether an answer is right."""
+def judge_answer(question: Row, text: str) -> bool:
+    """Judges whether an answer is right."""
     if kind(question) == CHOICE:
-        return chosen_letter(question, text) == label_letter(question["answer"])
+        return read_letter(question, text) == label_letter(question["answer"])
     if (letter := label_letter(question["answer"])) in letters(26):  # the normalisation takes "A" for the article
         return option_letter(text, letters(26)) == letter
     right = normalise_answer(question["answer"])
@@ -60,7 +60,7 @@ def is_right(question: Row, text: str) -> bool:
 
 def score(questions: Sequence[Row], said: Sequence[str]) -> Score:
     """Scores answers to questions with `answer`."""
-    right = [is_right(question, text) for question, text in zip(questions, said, strict=True)]
+    right = [judge_answer(question, text) for question, text in zip(questions, said, strict=True)]
     kinds = accuracy_by(right, [kind(question) for question in questions])
     return Score("RealWorldQA", {"all": accuracy(right), **kinds})
 

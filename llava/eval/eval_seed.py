@@ -37,7 +37,7 @@ LETTERS = "ABCD"
 FIELDS = ("answer", "data_type", "question_type_id", "choice_a", "choice_b", "choice_c", "choice_d")
 
 
-def chosen_choice(question: Row, text: str) -> str | None:
+def read_seed_letter(question: Row, text: str) -> str | None:
     """Reads the letter that an answer chooses; None where it chooses none."""
     return option_letter(text, {letter: str(question[f"choice_{letter.lower()}"]) for letter in LETTERS})
 
@@ -50,7 +50,7 @@ def score(questions: Sequence[Row], types: Mapping[int, str], said: Sequence[str
         types: `question_type_id` -> name.
         said: The model's answers, in the same order.
     """
-    letters = [chosen_choice(row, text) for row, text in zip(questions, said, strict=True)]
+    letters = [read_seed_letter(row, text) for row, text in zip(questions, said, strict=True)]
     right = [letter == right_letter(row, "answer", LETTERS) for row, letter in zip(questions, letters, strict=True)]
     rows = {
         "all": accuracy(right) | {"unparsed": letters.count(None)},

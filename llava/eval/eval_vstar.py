@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from llava.eval.score.benchmark import Benchmark
-from llava.eval.score.choice import chosen_letter, labelled_main, right_letter
+from llava.eval.score.choice import labelled_main, read_letter, right_letter
 from llava.eval.score.rows import Row
 from llava.eval.score.score import Score, accuracy
 
@@ -39,7 +39,7 @@ def score(questions: Sequence[Row], said: Sequence[str]) -> Score:
     groups = [question["category"] for question in questions]
     if unknown := set(groups) - set(CATEGORIES):
         raise ValueError(f"category is {min(unknown)!r}; V* Bench has {' and '.join(CATEGORIES)}")
-    found = [chosen_letter(question, text) for question, text in zip(questions, said, strict=True)]
+    found = [read_letter(question, text) for question, text in zip(questions, said, strict=True)]
     right = [letter == right_letter(question, "label") for question, letter in zip(questions, found, strict=True)]
     rows = {}
     members = {name: [group == category for group in groups] for category, name in CATEGORIES.items()}

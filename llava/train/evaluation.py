@@ -17,10 +17,10 @@ from llava.conversation import Conversation, conv_templates
 from llava.eval.run.answerer import is_right
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.inputs.checks import check_answered, check_images
-from llava.eval.run.inputs.pictures import prepare_ahead
+from llava.eval.run.inputs.preparation import prepare_ahead
 from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.run.runner import Runner
-from llava.eval.run.windows import list_pictures
+from llava.eval.run.windows import list_sources
 from llava.model.vision.preparer import Preparer
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import EngineLimits, Sampling
@@ -129,7 +129,7 @@ class QuestionEvaluation:
         runner = Runner(
             engine, Sampling(temperature=0.0, max_new_tokens=MAX_NEW_TOKENS), limits=self.limits, shorten=True
         )
-        images = list_pictures(self.questions, self.limits)
+        images = list_sources(self.questions, self.limits)
         ready = prepare_ahead(self.preparer, images, self.workers, self.limits.rows)
         mixed, right = self.dtype != torch.float32, 0
         with torch.autocast(model.device.type, dtype=self.dtype if mixed else None, enabled=mixed):

@@ -19,10 +19,10 @@ import torch
 from llava.eval.run.answers.answer_file import AnswerFile
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.generate import prompt_ids
-from llava.eval.run.inputs.pictures import prepare_ahead
+from llava.eval.run.inputs.preparation import prepare_ahead
 from llava.eval.run.inputs.questions import Question, chunk, read_lines
 from llava.eval.run.runner import Runner
-from llava.eval.run.windows import WINDOW, list_pictures
+from llava.eval.run.windows import WINDOW, list_sources
 from llava.images import load_image
 from llava.model.builder import load_pretrained_model
 from llava.model.vision.preparer import Preparer
@@ -102,7 +102,7 @@ def serve(options: argparse.Namespace) -> None:
             file = AnswerFile(Path(scratch) / f"{turn}.jsonl")
             before, start = Usage.now(), time.perf_counter()
             if options.way == "runner":
-                pictures = list_pictures(questions, limits)
+                pictures = list_sources(questions, limits)
                 ready = prepare_ahead(preparer, pictures, options.workers, ahead=WINDOW * limits.rows)
                 answers = run_batches(runner, questions, ready, file)
             else:

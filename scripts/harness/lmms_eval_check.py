@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.eval.score.rows import Row, read_rows
+from llava.eval.score.rows import Row, read_json_lines
 from llava.utils import demo_model_path, device_flag
 from playground.presets import PRESETS
 
@@ -67,8 +67,9 @@ def write_task(folder: Path, count: int) -> list[Row]:
     from playground.scenes import write_scenes
 
     write_scenes(folder, PRESETS["detail"], SEED, count)
-    answers = {row["question_id"]: row["text"] for _, row in read_rows(folder / "answers.jsonl")}
-    questions = [row | {"answer": answers[row["question_id"]]} for _, row in read_rows(folder / "questions.jsonl")]
+    answers = {row["question_id"]: row["text"] for _, row in read_json_lines(folder / "answers.jsonl")}
+    asked = [row for _, row in read_json_lines(folder / "questions.jsonl")]
+    questions = [row | {"answer": answers[row["question_id"]]} for row in asked]
     task = folder / "task"
     task.mkdir()
     data = folder / "lmms.jsonl"
@@ -100,7 +101,7 @@ def harness_answers(folder: Path, model_path: str, device: str, template: str, b
     samples = list(out.rglob("*_samples_shapes.jsonl"))
     if done.returncode or len(samples) != 1:
         raise RuntimeError(f"lmms-eval ended with {done.returncode} and {len(samples)} files: {done.stderr[-2000:]}")
-    rows = sorted((row for _, row in read_rows(samples[0])), key=lambda row: row["doc_id"])
+    rows = sorted((row for _, row in read_json_lines(samples[0])), key=lambda row: row["doc_id"])
     return [_text(row["filtered_resps"]) for row in rows]
 
 
@@ -117,7 +118,7 @@ def runner_answers(folder: Path, model_path: str, device: str) -> list[str]:
     flags = [f"--model-path={model_path}", f"--device={device}", *files]
     if model_vqa_loader.main([*flags, f"--answers-file={answers}", f"--max_new_tokens={LONGEST}"]):
         raise RuntimeError("the runner failed")
-    return [row["text"] for _, row in read_rows(answers)]
+    return [row["text"] for _, row in read_json_lines(answers)]
 
 
 def largest_loss_difference(folder: Path, engine: ChatEngine, model_path: str, questions: Sequence[Row]) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from llava.command import OneLineParser, integer, parse_and_run, real
-from llava.eval.score.rows import Row, read_rows
+from llava.eval.score.rows import Row, read_json_lines
 from llava.serve.http.addresses import server_url
 from llava.utils import device_flag
 from playground.presets import PRESETS
@@ -83,7 +83,7 @@ def check(args: argparse.Namespace) -> None:
     server, name, add_start = args.server or SERVER, args.served_name or args.model_path, not template_starts(processor)
     with tempfile.TemporaryDirectory() as folder:
         write_scenes(Path(folder), PRESETS["detail"], SEED, args.scenes)
-        rows = [row for _, row in read_rows(Path(folder) / "questions.jsonl")]
+        rows = [row for _, row in read_json_lines(Path(folder) / "questions.jsonl")]
         images = {row["image"]: load_image(Path(folder) / "images" / row["image"]) for row in rows}
     embeds = dict(zip(images, qlip.vllm_image_embeds(model, list(images.values())), strict=True))
     # First the first question about each picture, so that pictures with different numbers of tokens come together.

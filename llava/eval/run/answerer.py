@@ -58,11 +58,11 @@ class Answerer:
         self.sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
         self.batch_tokens = batch_tokens
 
-    def answer(self, pictures: Sequence[ImageTokens], questions: Sequence[tuple[int, str]]) -> list[str]:
-        """Answers (index into `pictures`, text) pairs, in their order.
+    def answer(self, tokens: Sequence[ImageTokens], questions: Sequence[tuple[int, str]]) -> list[str]:
+        """Answers (index into `tokens`, text) pairs, in their order.
 
         Args:
-            pictures: As the model's `encode_tokens` returns them.
+            tokens: The images as the model's `encode_tokens` returns them.
             questions: Each about one image.
 
         Raises:
@@ -70,13 +70,13 @@ class Answerer:
             GenerationError: the model failed on one of them.
         """
         prompts = [prompt_ids(self.engine, text) for _, text in questions]
-        owners = [pictures[owner] for owner, _ in questions]
-        for ids, picture, (_, text) in zip(prompts, owners, questions, strict=True):
+        owners = [tokens[owner] for owner, _ in questions]
+        for ids, image, (_, text) in zip(prompts, owners, questions, strict=True):
             try:
-                self.engine.check_length(len(ids) - 1, picture.span.context, self.max_new_tokens)
+                self.engine.check_length(len(ids) - 1, image.span.context, self.max_new_tokens)
             except PromptTooLongError as error:
                 raise PromptTooLongError(f"{error}; the question is {text!r}") from None
-        lengths = [len(ids) - 1 + len(picture.features) for ids, picture in zip(prompts, owners, strict=True)]
+        lengths = [len(ids) - 1 + len(image.features) for ids, image in zip(prompts, owners, strict=True)]
         answers = [""] * len(questions)
         limits = BatchLimits(rows=max(1, len(lengths)), tokens=self.batch_tokens, waste=1.0)
         for batch in form_batches(lengths, limits):

@@ -12,10 +12,10 @@ from llava.eval.run.answers.metadata import checkpoint_hash, run_settings
 from llava.eval.run.answers.recording import find_unanswered, open_answers, record, report
 from llava.eval.run.flags import ReadQuestions, read_limits, read_sampling
 from llava.eval.run.inputs.checks import read_inputs
-from llava.eval.run.inputs.pictures import prepare_ahead
+from llava.eval.run.inputs.preparation import prepare_ahead
 from llava.eval.run.processes import Processes
 from llava.eval.run.runner import Runner
-from llava.eval.run.windows import WINDOW, list_pictures
+from llava.eval.run.windows import WINDOW, list_sources
 from llava.model.builder import load_empty_tower
 from llava.model.vision.preparer import Preparer
 from llava.serve.loading import check_model_flags, load_engine, qlip_option
@@ -36,11 +36,11 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions, needs_tower: b
     with open_answers(args, questions, processes) as answers:
         sampling, limits = read_sampling(args), read_limits(args)
         todo = processes.share(find_unanswered(args, questions, answers))
-        pictures = list_pictures(todo, limits)
+        sources = list_sources(todo, limits)
         workers = choose_workers(args.workers, processes.count, args.device or default_device())
         ready: Iterator[Any] = iter(())
         if preparer is not None:
-            ready = prepare_ahead(preparer, pictures, workers, ahead=WINDOW * limits.rows)  # while the model loads
+            ready = prepare_ahead(preparer, sources, workers, ahead=WINDOW * limits.rows)  # while the model loads
         engine = load_engine(args, needs_tower=preparer is not None)
         settings = run_settings(engine, sampling, args.seed, args, checkpoint_hash(args.model_path, args.model_base))
         make_row = row_maker(args.model_path, settings)

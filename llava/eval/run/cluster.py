@@ -27,10 +27,10 @@ from llava.eval.run.answers.recording import find_unanswered, open_answers, reco
 from llava.eval.run.batch_run import make_preparer
 from llava.eval.run.flags import read_limits, read_sampling
 from llava.eval.run.inputs.checks import read_inputs
-from llava.eval.run.inputs.pictures import unpack
+from llava.eval.run.inputs.preparation import unpack
 from llava.eval.run.inputs.questions import read_lines
 from llava.eval.run.runner import Runner
-from llava.eval.run.shares import PictureStage, read_share, write_shares
+from llava.eval.run.shares import ImageStage, read_share, write_shares
 from llava.model.vision.preparer import Preparer
 from llava.serve.loading import check_model_flags, load_engine
 
@@ -54,8 +54,8 @@ class AnswerStage:
         """Answers shares; returns rows of the answers file as JSON."""
         rows = []
         for questions, ready in zip(shares["questions"], shares["ready"], strict=True):
-            pictures = map(unpack, pickle.loads(ready))  # our own bytes, from the stage before
-            for batch in self.runner.run(read_share(questions), pictures):
+            images = map(unpack, pickle.loads(ready))  # our own bytes, from the stage before
+            for batch in self.runner.run(read_share(questions), images):
                 rows += [json.dumps(self.make_row(answer)) for answer in batch]
         return {"row": rows}
 
@@ -73,13 +73,13 @@ def answer_on(args: argparse.Namespace, preparer: Preparer, shares: Path, count:
         questions = ray.data.read_json(
             str(shares), lines=True, override_num_blocks=count, num_cpus=0, label_selector=here
         )
-        pictures = questions.map(
-            PictureStage,
+        images = questions.map(
+            ImageStage,
             fn_constructor_args=(preparer, read_limits(args)),
             compute=ActorPoolStrategy(min_size=1, max_size=args.workers),
             num_cpus=1,
         )
-        answers = pictures.map_batches(
+        answers = images.map_batches(
             AnswerStage,
             fn_constructor_args=(args,),
             batch_size=1,

@@ -36,22 +36,22 @@ def prompt_ids(engine: ChatEngine, text: str, num_images: int = 1) -> Tensor:
 def refine_for_questions(
     engine: ChatEngine,
     prompts: Sequence[Tensor],
-    pictures: Sequence[PreparedImage | None],
-    seen: Sequence[ImageTokens | None],
+    prepared: Sequence[PreparedImage | None],
+    tokens: Sequence[ImageTokens | None],
 ) -> tuple[list[PreparedImage | None], list[ImageTokens | None]]:
     """Shows each prompt its image, split where its question attends to if that decides; others are returned as given.
 
     Args:
         engine: the model.
         prompts: int64 (L,) each, with one question about at most one image.
-        pictures: each prompt's image.
-        seen: each image as it was encoded, before any question.
+        prepared: each prompt's image.
+        tokens: each image as it was encoded, before any question.
     """
-    pictures, seen = list(pictures), list(seen)
+    prepared, tokens = list(prepared), list(tokens)
     waiting = [
-        (i, picture, tokens)
-        for i, (picture, tokens) in enumerate(zip(pictures, seen, strict=True))
-        if picture is not None and tokens is not None and picture.question is not None
+        (i, image, encoded)
+        for i, (image, encoded) in enumerate(zip(prepared, tokens, strict=True))
+        if image is not None and encoded is not None and image.question is not None
     ]
     if waiting:
         asked, images, first = (
@@ -60,9 +60,9 @@ def refine_for_questions(
             [[row[2]] for row in waiting],
         )
         refined = [row[0] for row in refine_images(engine.model, asked, [0] * len(asked), images, first)]
-        for (i, _, _), picture, tokens in zip(waiting, refined, encode_prepared(engine.model, refined), strict=True):
-            pictures[i], seen[i] = picture, tokens
-    return pictures, seen
+        for (i, _, _), image, encoded in zip(waiting, refined, encode_prepared(engine.model, refined), strict=True):
+            prepared[i], tokens[i] = image, encoded
+    return prepared, tokens
 
 
 def row_seed(seed: int, index: int) -> int:
@@ -73,7 +73,7 @@ def row_seed(seed: int, index: int) -> int:
 def generate(
     engine: ChatEngine,
     prompts: Sequence[Tensor],
-    pictures: Sequence[ImageTokens | None],
+    tokens: Sequence[ImageTokens | None],
     sampling: Sampling,
     seeds: Sequence[int] | None = None,
     longest: Sequence[int] | None = None,
@@ -83,7 +83,7 @@ def generate(
     Args:
         engine: the model.
         prompts: int64 (L,) each, IMAGE_TOKEN_INDEX in the image's position.
-        pictures: each prompt's image as the model's `encode_tokens` returns it; None for a prompt without an image.
+        tokens: each prompt's image as the model's `encode_tokens` returns it; None for a prompt without an image.
         sampling: how answers are decoded.
         seeds: of sampled answers, each in [0, 2^32); None for 0.
         longest: most tokens of each answer; None for those of `sampling`.
@@ -92,8 +92,8 @@ def generate(
     longest = [sampling.max_new_tokens] * len(prompts) if longest is None else longest
     if sampling.num_beams > 1 and not sampling.greedy and len(prompts) > 1:
         # Sampled beams draw from the one global generator, so that neighbours would change what a row draws.
-        singles = zip(prompts, pictures, seeds, longest, strict=True)
-        return [generate(engine, [ids], [picture], sampling, [seed], [most])[0] for ids, picture, seed, most in singles]
+        singles = zip(prompts, tokens, seeds, longest, strict=True)
+        return [generate(engine, [ids], [image], sampling, [seed], [most])[0] for ids, image, seed, most in singles]
     own = replace(sampling, stop=(*sampling.stop, *separators(engine.new_conversation())))
     answers: list[list[str]] = [[] for _ in prompts]
     rows = [
@@ -101,8 +101,8 @@ def generate(
         for ids, seed, most, pieces in zip(prompts, seeds, longest, answers, strict=True)
     ]
     if sampling.num_beams == 1 and can_continue(engine.model):
-        decode_rows(engine.model, rows, pictures)
+        decode_rows(engine.model, rows, tokens)
     else:
-        images = [picture for picture in pictures if picture is not None]
+        images = [image for image in tokens if image is not None]
         generate_rows(engine.model, rows, images, engine.padding_id)
     return [row.error or "".join(pieces).strip() for row, pieces in zip(rows, answers, strict=True)]

@@ -80,12 +80,12 @@ def read_choice(question: Row, image_folder: Path) -> Choice:
 
 
 @torch.inference_mode()
-def option_losses(engine: ChatEngine, picture: ImageTokens, question: str, options: Sequence[str]) -> list[float]:
+def option_losses(engine: ChatEngine, tokens: ImageTokens, question: str, options: Sequence[str]) -> list[float]:
     """Computes the mean cross-entropy of each option as the answer to a question about an image, in one batch.
 
     Args:
         engine: A loaded model with its prompt format.
-        picture: The image as the model's `encode_tokens` returns it.
+        tokens: The image as the model's `encode_tokens` returns it.
         question: The question without its options.
         options: The possible answers; an option's loss does not depend on the others.
 
@@ -93,16 +93,16 @@ def option_losses(engine: ChatEngine, picture: ImageTokens, question: str, optio
         PromptTooLongError: the longest option exceeds the context.
     """
     if len(options) > 1 and rotates_by_length(engine.model):
-        return [loss for option in options for loss in option_losses(engine, picture, question, [option])]
+        return [loss for option in options for loss in option_losses(engine, tokens, question, [option])]
     prompt, answers = prompt_and_answers(engine, question, options)
-    visual = picture.span.context
+    visual = tokens.span.context
     longest = max(len(answer) for answer in answers)
     engine.check_length(len(prompt) - 1, visual, longest)
     model = engine.model
     rows = [torch.cat([prompt, answer]) for answer in answers]
     ids = pad_sequence(rows, True, engine.padding_id).to(model.device)
     mask = pad_sequence([torch.ones_like(row) for row in rows], True).to(model.device)
-    logits = model(ids, attention_mask=mask, images=[picture] * len(rows), logits_to_keep=longest + 1).logits
+    logits = model(ids, attention_mask=mask, images=[tokens] * len(rows), logits_to_keep=longest + 1).logits
     right_padded = model.config.tokenizer_padding_side == "right"
     losses = []
     for row, answer in zip(logits.float(), answers, strict=True):
@@ -128,25 +128,25 @@ def prompt_and_answers(engine: ChatEngine, question: str, options: Sequence[str]
 
 def choose(engine: ChatEngine, preparer: Preparer, question: Question, choice: Choice) -> Answer:
     """Chooses an option: the answer's text is its letter, and its row gets the options and their losses."""
-    picture = preparer(question.image or "")
-    if isinstance(picture, Unreadable):
-        return Answer(question, None, picture.reason)
+    prepared = preparer(question.image or "")
+    if isinstance(prepared, Unreadable):
+        return Answer(question, None, prepared.reason)
     with torch.inference_mode():
-        encoded = encode_prepared(engine.model, [picture])
+        encoded = encode_prepared(engine.model, [prepared])
     try:
         # The question decides what is split, not the options: all are judged on the same tokens.
         ids = prompt_ids(engine, choice.question)
-        engine.check_length(len(ids) - 1, picture.context, 0)
-        (picture,), (shown,) = refine_for_questions(engine, [ids], [picture], encoded)
+        engine.check_length(len(ids) - 1, prepared.context, 0)
+        (prepared,), (shown,) = refine_for_questions(engine, [ids], [prepared], encoded)
         losses = option_losses(engine, shown, choice.question, list(choice.options.values()))
     except PromptTooLongError as error:
-        return Answer(question, None, str(error), picture)
+        return Answer(question, None, str(error), prepared)
     by_letter = dict(zip(choice.options, losses, strict=True))
     if not all(map(math.isfinite, losses)):
-        return Answer(question, None, f"the options' losses are not finite: {by_letter}", picture)
+        return Answer(question, None, f"the options' losses are not finite: {by_letter}", prepared)
     # In order of the letters: of equal losses the first would win, and an annotation's first option is the right one.
     chosen = min(sorted(by_letter), key=by_letter.__getitem__)
-    return Answer(replace(question, extra={"options": choice.options, "losses": by_letter}), chosen, None, picture)
+    return Answer(replace(question, extra={"options": choice.options, "losses": by_letter}), chosen, None, prepared)
 
 
 def run(name: str, args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from llava.eval.run.answers.answer import Answer
 from llava.eval.run.batching import BatchLimits, form_batches
 from llava.eval.run.generate import generate, prompt_ids, refine_for_questions, row_seed
 from llava.eval.run.inputs.questions import Question
-from llava.eval.run.windows import find_pictures, split_windows
+from llava.eval.run.windows import find_sources, split_windows
 from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.image_tokens import ImageTokens
 from llava.model.vision.prepared_image import PreparedImage
@@ -39,13 +39,13 @@ class _Prompt:
 
     question: Question
     ids: Tensor
-    picture: PreparedImage | None
+    prepared: PreparedImage | None
     longest: int
     """Most tokens of its answer."""
 
     @property
     def length(self) -> int:
-        visual = self.picture.tokens - 1 if self.picture else 0  # the placeholder is not a token
+        visual = self.prepared.tokens - 1 if self.prepared else 0  # the placeholder is not a token
         return len(self.ids) + visual
 
 
@@ -79,10 +79,10 @@ class Runner:
 
         Args:
             asked: the questions.
-            ready: the images of `list_pictures(asked, limits)`, in that order.
+            ready: the images of `list_sources(asked, limits)`, in that order.
         """
         for window in split_windows(asked, self.limits):
-            yield from self._answer_window(window, {source: next(ready) for source in find_pictures(window)})
+            yield from self._answer_window(window, {source: next(ready) for source in find_sources(window)})
 
     def _answer_window(
         self, window: Sequence[Question], ready: dict[Source, PreparedImage | Unreadable]
@@ -104,29 +104,29 @@ class Runner:
 
     def _prepare(self, question: Question, ready: dict[Source, PreparedImage | Unreadable]) -> _Prompt | Answer:
         """Builds a question's prompt, or the answer that says why it cannot be asked."""
-        picture = None if question.image is None else ready[question.image]
-        if isinstance(picture, Unreadable):
-            return Answer(question, None, picture.reason)
-        wanted = 0 if picture is None else 1
+        prepared = None if question.image is None else ready[question.image]
+        if isinstance(prepared, Unreadable):
+            return Answer(question, None, prepared.reason)
+        wanted = 0 if prepared is None else 1
         ids = prompt_ids(self.engine, question.text, wanted)
         if (found := int((ids == IMAGE_TOKEN_INDEX).sum())) != wanted:
             return Answer(question, None, f"the prompt has {found} places for images instead of {wanted}")
-        text, visual, sampling = len(ids) - wanted, picture.context if picture else 0, self.sampling
+        text, visual, sampling = len(ids) - wanted, prepared.context if prepared else 0, self.sampling
         if self.shorten:
             sampling = sampling.shorten(self.engine.context_len - text - visual)
         try:
             self.engine.check_length(text, visual, sampling.max_new_tokens)
         except ValueError as error:
             return Answer(question, None, str(error))
-        return _Prompt(question, ids, picture, sampling.max_new_tokens)
+        return _Prompt(question, ids, prepared, sampling.max_new_tokens)
 
     def _answer(self, batch: Sequence[_Prompt], encoded: dict[Source | None, ImageTokens]) -> list[Answer]:
         """Answers a batch; one that does not fit into memory, in halves."""
-        prompts, pictures = [prompt.ids for prompt in batch], [prompt.picture for prompt in batch]
+        prompts, prepared = [prompt.ids for prompt in batch], [prompt.prepared for prompt in batch]
         try:
             self._encode(batch, encoded)
             seen = [encoded.get(prompt.question.image) for prompt in batch]
-            pictures, seen = refine_for_questions(self.engine, prompts, pictures, seen)
+            prepared, seen = refine_for_questions(self.engine, prompts, prepared, seen)
             texts = generate(
                 self.engine,
                 prompts,
@@ -141,14 +141,14 @@ class Runner:
             texts = []  # outside of this block the error, which holds the tensors that did not fit, is gone
         if texts:
             return [
-                Answer(prompt.question, None, format_error(text), picture)
+                Answer(prompt.question, None, format_error(text), image)
                 if isinstance(text, GenerationError)
-                else Answer(prompt.question, text, None, picture)
-                for prompt, text, picture in zip(batch, texts, pictures, strict=True)
+                else Answer(prompt.question, text, None, image)
+                for prompt, text, image in zip(batch, texts, prepared, strict=True)
             ]
         if len(batch) == 1:
             error = f"{batch[0].length} tokens are more than the device's memory can take"
-            return [Answer(batch[0].question, None, error, batch[0].picture)]
+            return [Answer(batch[0].question, None, error, batch[0].prepared)]
         return [answer for half in free_and_halve(batch) for answer in self._answer(half, encoded)]
 
     @torch.inference_mode()
@@ -158,11 +158,11 @@ class Runner:
         Prompts of similar length may have images of different sizes, which the tower would pad; so the images are
         batched by their own number of tokens.
         """
-        new = {prompt.question.image: prompt.picture for prompt in batch if prompt.question.image not in encoded}
-        pictures = [(source, picture) for source, picture in new.items() if picture is not None]
+        new = {prompt.question.image: prompt.prepared for prompt in batch if prompt.question.image not in encoded}
+        images = [(source, prepared) for source, prepared in new.items() if prepared is not None]
         limits = self.limits
         if self.engine.model.device.type == "cpu":
             limits = replace(limits, tokens=min(limits.tokens, CPU_TOKENS))
-        for places in form_batches([picture.tokens for _, picture in pictures], limits):
-            tokens = encode_prepared(self.engine.model, [pictures[i][1] for i in places])
-            encoded.update(zip([pictures[i][0] for i in places], tokens, strict=True))
+        for places in form_batches([prepared.tokens for _, prepared in images], limits):
+            tokens = encode_prepared(self.engine.model, [images[i][1] for i in places])
+            encoded.update(zip([images[i][0] for i in places], tokens, strict=True))

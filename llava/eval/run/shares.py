@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.run.batching import BatchLimits
-from llava.eval.run.inputs.pictures import pack
+from llava.eval.run.inputs.preparation import pack
 from llava.eval.run.inputs.questions import Question
-from llava.eval.run.windows import list_pictures
+from llava.eval.run.windows import list_sources
 from llava.model.vision.preparer import Preparer
 
 
@@ -45,7 +45,7 @@ def _read_question(image: str, is_file: bool, **fields: Any) -> Question:
     return Question(image=Path(image) if is_file else image, **fields)
 
 
-class PictureStage:
+class ImageStage:
     """Prepares the images of a share."""
 
     def __init__(self, preparer: Preparer, limits: BatchLimits) -> None:
@@ -54,6 +54,6 @@ class PictureStage:
 
     def __call__(self, share: dict[str, Any]) -> dict[str, Any]:
         """Adds the prepared images, which `Runner.run` takes with the questions."""
-        pictures = list_pictures(read_share(share["questions"]), self.limits)
-        ready = [pack(self.preparer(picture)) for picture in pictures]
+        sources = list_sources(read_share(share["questions"]), self.limits)
+        ready = [pack(self.preparer(source)) for source in sources]
         return {"questions": share["questions"], "ready": pickle.dumps(ready)}

@@ -18,11 +18,11 @@ def split_windows(asked: Sequence[Question], limits: BatchLimits) -> list[Sequen
     return [asked[start : start + size] for start in range(0, len(asked), size)]
 
 
-def find_pictures(window: Sequence[Question]) -> dict[Source, None]:
+def find_sources(window: Sequence[Question]) -> dict[Source, None]:
     """Finds the images of some questions, each once."""
     return dict.fromkeys(question.image for question in window if question.image is not None)
 
 
-def list_pictures(asked: Sequence[Question], limits: BatchLimits) -> list[Source]:
+def list_sources(asked: Sequence[Question], limits: BatchLimits) -> list[Source]:
     """Lists the images that a run needs, in order; one that several windows need is there for each."""
-    return [source for window in split_windows(asked, limits) for source in find_pictures(window)]
+    return [source for window in split_windows(asked, limits) for source in find_sources(window)]

@@ -16,7 +16,7 @@ Scorer = Callable[[Sequence[Row], Sequence[str]], Score]
 """Questions and, in the same order, the model's answers -> score."""
 
 
-def chosen_letter(question: Row, text: str) -> str | None:
+def read_letter(question: Row, text: str) -> str | None:
     """Reads the letter that an answer chooses; None if it chooses none."""
     return option_letter(text, find_options(question))
 

@@ -51,7 +51,7 @@ def id_text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def read_rows(path: Path) -> list[tuple[int, Row]]:
+def read_json_lines(path: Path) -> list[tuple[int, Row]]:
     """Reads the objects of a file of JSON lines, each with its line number; only a line feed ends a line.
 
     Raises:
@@ -91,7 +91,7 @@ def read_labelled(path: Path, fields: Sequence[str], key: Sequence[str] = ("ques
     Raises:
         ValueError: a field is missing or not text, two rows have the same key, or there are no rows.
     """
-    return index_rows(path, [(f"{path}:{number}", row) for number, row in read_rows(path)], fields, key)
+    return index_rows(path, [(f"{path}:{number}", row) for number, row in read_json_lines(path)], fields, key)
 
 
 def read_answers(path: Path, key: Sequence[str] = ("question_id",)) -> dict[Key, Row]:
@@ -109,7 +109,7 @@ def read_answer_rows(path: Path) -> list[tuple[str, Row]]:
     Raises:
         ValueError: a row is a question: it has a text, too, which would be taken for the answer.
     """
-    rows = [(f"{path}:{number}", row) for number, row in read_rows(path)]
+    rows = [(f"{path}:{number}", row) for number, row in read_json_lines(path)]
     for place, row in rows:
         if is_question(row):
             raise ValueError(f"{place} is a question, not an answer; give the file of answers")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, check_outputs, parse_and_run
-from llava.eval.score.rows import Key, Row, find_texts, format_key, index_rows, read_answer_rows, read_rows
+from llava.eval.score.rows import Key, Row, find_texts, format_key, index_rows, read_answer_rows, read_json_lines
 
 Table = Mapping[str, Mapping[str, float]]
 
@@ -80,7 +80,7 @@ class Results:
         """Reads rows with their places; a question becomes the row of an empty answer to it."""
         if not self.checking:
             return read_answer_rows(self.path)
-        rows = [(f"{self.path}:{number}", row) for number, row in read_rows(self.path)]
+        rows = [(f"{self.path}:{number}", row) for number, row in read_json_lines(self.path)]
         return [(place, row | ({"prompt": row["text"], "text": ""} if "text" in row else {})) for place, row in rows]
 
     def by(self, *key: str) -> dict[Key, Row]:

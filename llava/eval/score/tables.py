@@ -7,7 +7,7 @@ import csv
 import gzip
 import lzma
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ MISSING = frozenset(
 )
 """Cells that pandas, with which LLaVA reads tables, treats as missing by default."""
 
+OPTION_COLUMNS = ("A", "B", "C", "D")
+"""Columns of the options in MMBench's tables."""
+
 LONGEST_CELL = 2**30
 """Characters of a table's cell; MMBench's hold images as base64 text."""
 END = "\x1e"
@@ -31,6 +34,13 @@ END = "\x1e"
 def is_missing(cell: str) -> bool:
     """Whether a table's cell holds no value, as LLaVA reads it: pandas' spellings, and "nan" and "none" in any case."""
     return cell in MISSING or cell.strip().lower() in ("", "nan", "none")
+
+
+def find_row_options(row: Mapping[str, Any]) -> dict[str, str]:
+    """Finds the options of a row of MMBench's table by letter, up to the first missing one, as LLaVA asks them."""
+    texts = [str(row.get(letter) or "") for letter in OPTION_COLUMNS]
+    count = next((place for place, text in enumerate(texts) if is_missing(text)), len(texts))
+    return dict(zip(OPTION_COLUMNS, texts[:count], strict=False))
 
 
 def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:

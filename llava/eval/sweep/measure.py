@@ -51,7 +51,7 @@ from llava.serve.engine.errors import PromptTooLongError, ran_out_of_memory
 from llava.serve.loading import QLIP_FLAGS, check_model_flags, load_engine
 from qlip.tools.intervals import mean_interval
 
-PICTURES_AT_ONCE = 32
+IMAGES_AT_ONCE = 32
 
 Asked = list[tuple[Source, list[Question]]]
 """Images, each with its questions."""
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     check_model_flags(args)
     check_question_file(args.question_file)
     questions = read_lines(args.question_file, args.image_folder, args.answers_file)[: args.limit]
-    task, asked = make_task(args, questions), by_picture(questions, args)
+    task, asked = make_task(args, questions), group_by_image(questions, args)
     axes = read_axes(args)
     cells = make_cells(args, axes)
     results = Path(os.path.realpath(args.out / "results.jsonl"))
@@ -113,19 +113,19 @@ def _measure(
     return 1 if skipped else 0
 
 
-def by_picture(questions: Sequence[Question], args: argparse.Namespace) -> Asked:
+def group_by_image(questions: Sequence[Question], args: argparse.Namespace) -> Asked:
     """Groups questions by image, in the order of the images' first questions.
 
     Raises:
         ValueError: a question has no right answer, or images are missing or unreadable.
     """
     check_answered(args.question_file, questions, "give --answers-file")
-    pictures: dict[Source, list[Question]] = {}
+    images: dict[Source, list[Question]] = {}
     for question in questions:
         if question.image is not None:  # each has one
-            pictures.setdefault(question.image, []).append(question)
-    check_images(pictures, args.image_folder, names=name_embedded(args.question_file, questions))
-    return list(pictures.items())
+            images.setdefault(question.image, []).append(question)
+    check_images(images, args.image_folder, names=name_embedded(args.question_file, questions))
+    return list(images.items())
 
 
 def measure_all(args: argparse.Namespace, asked: Asked, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Record | str]]:
@@ -170,18 +170,18 @@ def measure(answerer: Answerer, asked: Asked) -> Record:
     right: list[bool] = []
     tokens: list[int] = []
     uniform: list[int] = []
-    for first in tqdm(range(0, len(asked), PICTURES_AT_ONCE), unit="chunk", leave=False, disable=None, delay=2):
-        some = asked[first : first + PICTURES_AT_ONCE]
-        pictures = []
+    for first in tqdm(range(0, len(asked), IMAGES_AT_ONCE), unit="chunk", leave=False, disable=None, delay=2):
+        some = asked[first : first + IMAGES_AT_ONCE]
+        encoded = []
         for path, _ in some:
             image = prepare(engine, path)
             with torch.inference_mode():
-                pictures += engine.vision.encode([image])
+                encoded += engine.vision.encode([image])
             uniform.append(image.uniform_tokens)
-        tokens += [len(picture.features) for picture in pictures]
+        tokens += [len(image.features) for image in encoded]
         pairs = [(index, question.text) for index, (_, questions) in enumerate(some) for question in questions]
         asked_now = [question for _, questions in some for question in questions]
-        said = answerer.answer(pictures, pairs)
+        said = answerer.answer(encoded, pairs)
         right += [is_right(q.text, text, str(q.answer)) for q, text in zip(asked_now, said, strict=True)]
     return {
         **scores(right, [(path, question.category) for path, questions in asked for question in questions]),

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from llava.eval.run.answers.answer_file import AnswerFile
 from llava.eval.run.batching import BatchLimits
-from llava.eval.run.inputs.pictures import prepare_ahead
+from llava.eval.run.inputs.preparation import prepare_ahead
 from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.run.runner import Runner
-from llava.eval.run.windows import WINDOW, list_pictures
+from llava.eval.run.windows import WINDOW, list_sources
 from llava.model.vision.preparer import Preparer
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
@@ -63,7 +63,7 @@ def measure(
         turns: number of measurements.
         folder: an empty one, for answers files.
     """
-    pictures, ahead = list_pictures(questions, runner.limits), WINDOW * runner.limits.rows
+    pictures, ahead = list_sources(questions, runner.limits), WINDOW * runner.limits.rows
     alone, together, same = [], [], []
     for turn in range(turns):
         start = time.perf_counter()
@@ -95,7 +95,7 @@ def run(model: str, device: str, turns: int) -> int:
         asked = {per_picture: write_questions(folder, per_picture) for per_picture in PER_PICTURE}
         warm = asked[PER_PICTURE[0]][: limits.rows]
         one_at_a_time(engine, warm[:1], NEW_TOKENS)
-        run_batches(runner, warm, map(preparer, list_pictures(warm, limits)), AnswerFile(folder / "warm.jsonl"))
+        run_batches(runner, warm, map(preparer, list_sources(warm, limits)), AnswerFile(folder / "warm.jsonl"))
         for per_picture in PER_PICTURE:
             (folder / str(per_picture)).mkdir()
         return report_each(

@@ -51,4 +51,4 @@ def test_a_letter_is_no_article_and_an_empty_answer_never_right(label: str, said
     """The options of this question are not recognised, as they are on one line."""
     question = {"text": "Which one? A: the left one, B: the right one", "answer": label}
     assert eval_realworldqa.kind(question) == "open"
-    assert eval_realworldqa.is_right(question, said) is right
+    assert eval_realworldqa.judge_answer(question, said) is right

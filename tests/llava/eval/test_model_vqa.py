@@ -127,7 +127,7 @@ def test_answers_about_other_pictures_are_not_kept(
         questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
         codes.append(model_vqa_loader.main(arguments))
     assert codes == [0, 2]
-    assert "answers question 0 about the picture '0.png'" in capsys.readouterr().err
+    assert "answers question 0 about the image '0.png'" in capsys.readouterr().err
     assert [row["metadata"]["image"] for row in read_rows(answers)] == ["0.png", "1.png"]
 
 
@@ -165,7 +165,7 @@ def test_progress_tells_questions_and_pictures_apart(capsys: pytest.CaptureFixtu
     last = capsys.readouterr().err.rpartition("\r")[2]
     found = re.search(r"8/8 .* [\d.]+question/s, [\d.]+ images/s, 25% tokens saved", last)
     assert found, last
-    assert progress.pictures == {"0.png", "1.png"}
+    assert progress.images == {"0.png", "1.png"}
 
 
 def test_a_run_of_less_than_two_seconds_shows_no_progress(capsys: pytest.CaptureFixture[str]) -> None:

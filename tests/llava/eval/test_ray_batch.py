@@ -82,7 +82,7 @@ def test_an_actor_killed_at_work_loses_no_answer(
 
 def here(args: argparse.Namespace, preparer: Preparer, shares: Path, count: int) -> Iterator[list[Row]]:
     """The stages of `answer_on` one after the other in this process, in place of the cluster."""
-    pictures, answers = cluster.PictureStage(preparer, cluster.read_limits(args)), cluster.AnswerStage(args)
+    pictures, answers = cluster.ImageStage(preparer, cluster.read_limits(args)), cluster.AnswerStage(args)
     lines = shares.read_text(encoding="utf-8").splitlines()
     assert len(lines) == count
     for line in lines:

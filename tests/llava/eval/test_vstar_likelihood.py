@@ -164,8 +164,8 @@ def test_the_question_decides_on_the_tokens_and_not_the_options() -> None:
     "".join(chat)
     for options in ({"A": "red", "B": "purple"}, {"A": "green", "B": "a purple ring", "C": "yellow"}):
         answer = choose(engine, preparer, asked, Choice(QUESTION, options))
-        assert torch.equal(answer.picture.leaves.boxes, chat.views[0].leaves.boxes)
-        shown = engine.vision.encode([answer.picture])[0]
+        assert torch.equal(answer.prepared.leaves.boxes, chat.views[0].leaves.boxes)
+        shown = engine.vision.encode([answer.prepared])[0]
         expected = option_losses(engine, shown, QUESTION, list(options.values()))
         assert list(answer.question.extra["losses"].values()) == pytest.approx(expected, abs=1e-5)
     engine.close()

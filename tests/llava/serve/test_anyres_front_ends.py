@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava.eval.run.inputs.pictures import pack, unpack
+from llava.eval.run.inputs.preparation import pack, unpack
 from llava.eval.run.inputs.questions import Question
 from llava.eval.run.likelihood import Choice, choose
 from llava.eval.run.runner import Runner

@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from llava.eval.run.answers.jsonl import Row
-from llava.eval.run.inputs.checks import hash_image
+from llava.eval.run.answers.metadata import hash_image
 from llava.eval.run.inputs.questions import Question
 from llava.mm_utils import get_model_name_from_path
 from llava.model.vision.prepared_image import PreparedImage
@@ -24,7 +24,7 @@ class Answer:
     """What the model said; None where it said nothing."""
     error: str | None = None
     """Why it said nothing."""
-    picture: PreparedImage | None = None
+    prepared: PreparedImage | None = None
     """The image that the model was shown."""
 
 
@@ -39,7 +39,7 @@ def row_maker(model_path: str | None, settings: Mapping[str, Any]) -> Callable[[
     run_name = sha256(repr(sorted(settings.items())).encode()).hexdigest()
 
     def make_row(answer: Answer) -> Row:
-        question, picture = answer.question, answer.picture
+        question, prepared = answer.question, answer.prepared
         row: Row = {"question_id": question.question_id, "prompt": question.prompt}
         if answer.text is None:
             place = {"index": question.index, "image": question.image_name}
@@ -49,9 +49,9 @@ def row_maker(model_path: str | None, settings: Mapping[str, Any]) -> Callable[[
             "image": question.image_name,
             "image_hash": hash_image(question.image),
             "text": question.text_hash,
-            "image_size": list(picture.size) if picture else None,
-            "visual_tokens": picture.tokens if picture else 0,
-            "uniform_tokens": picture.uniform_tokens if picture else 0,
+            "image_size": list(prepared.size) if prepared else None,
+            "visual_tokens": prepared.tokens if prepared else 0,
+            "uniform_tokens": prepared.uniform_tokens if prepared else 0,
             **settings,
         }
         answer_id = sha256(f"{run_name}:{question.index}".encode()).hexdigest()[:22]

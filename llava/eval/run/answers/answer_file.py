@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.run.answers.jsonl import Row, append_rows, check_regular, format_rows, read_rows, replace
-from llava.eval.run.inputs.checks import hash_image
+from llava.eval.run.answers.metadata import hash_image
 from llava.eval.run.inputs.questions import Question
 from qlip.files import is_same_file
 
@@ -22,7 +22,7 @@ PER_ROW = ("index", "image", "image_hash", "text", "image_size", "visual_tokens"
 """Fields of a row's metadata that depend on its question; all others are the run's settings."""
 
 COMPARED = 64
-"""Most answers whose pictures are compared with those of the folder: enough to detect another set of pictures."""
+"""Most answers whose images are compared with those of the folder: enough to detect another set of images."""
 
 ADVICE = "give another --answers-file, or start over with --no-resume"
 
@@ -34,7 +34,7 @@ _CUT_SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*\\?|')
 class AnswerFile:
     """ANSWERS, and ANSWERS.errors beside it for questions without an answer.
 
-    `check_place`, `check_rows`, `check` and `done` only read; `start` is the first to write.
+    `check_place`, `check_rows`, `check_same_settings` and `done` only read; `start` is the first to write.
     """
 
     def __init__(self, path: Path, part: int | None = None) -> None:
@@ -63,7 +63,7 @@ class AnswerFile:
             resume: False starts over, which replaces answers to other questions.
 
         Raises:
-            ValueError: this runner did not write a file, or the file answers other questions, or about other pictures.
+            ValueError: this runner did not write a file, or the file answers other questions, or about other images.
         """
         answered = []
         for file in self._files():
@@ -71,9 +71,9 @@ class AnswerFile:
                 if resume and "text" in row:
                     _check_question(f"{file}:{number}", row, questions)
                     answered.append((f"{file}:{number}", row))
-        _check_pictures(answered, questions)
+        _check_image_hashes(answered, questions)
 
-    def check(self, settings: Mapping[str, Any]) -> None:
+    def check_same_settings(self, settings: Mapping[str, Any]) -> None:
         """Raises ValueError unless all existing answers were made with these settings."""
         for file in self._answers():
             for number, row in self._read(file):
@@ -210,15 +210,15 @@ def _check_question(where: str, row: Row, questions: Sequence[Question]) -> None
         )
     if image != asked.image_name:
         raise ValueError(
-            f"{where} answers question {asked.question_id!r} about the picture {image!r}, but the question file has"
+            f"{where} answers question {asked.question_id!r} about the image {image!r}, but the question file has"
             f" {asked.image_name!r}; {ADVICE}"
         )
 
 
-def _check_pictures(answered: Sequence[tuple[str, Row]], questions: Sequence[Question]) -> None:
-    """Raises ValueError if answers, of which some are compared, are about other pictures than the folder has now.
+def _check_image_hashes(answered: Sequence[tuple[str, Row]], questions: Sequence[Question]) -> None:
+    """Raises ValueError if answers, of which some are compared, are about other images than the folder has now.
 
-    Pictures are compared by content, not by folder, since a run may continue on another machine. Answers of earlier
+    Images are compared by content, not by folder, since a run may continue on another machine. Answers of earlier
     versions have no hash.
     """
     hashed = [(where, row) for where, row in answered if row["metadata"].get("image_hash") is not None]
@@ -228,7 +228,7 @@ def _check_pictures(answered: Sequence[tuple[str, Row]], questions: Sequence[Que
         asked = questions[row["metadata"]["index"]]
         if hash_image(asked.image) not in (None, row["metadata"]["image_hash"]):
             raise ValueError(
-                f"{where} answers question {asked.question_id!r} about another picture than {asked.image} is now;"
+                f"{where} answers question {asked.question_id!r} about another image than {asked.image} is now;"
                 f" give the --image-folder of before to continue, or {ADVICE}"
             )
 

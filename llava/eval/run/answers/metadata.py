@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from llava.eval.run.inputs.questions import short_hash
 from llava.model.loading.checkpoint import inspect
 from llava.model.loading.folder import local_folder
 from llava.serve.engine import ChatEngine
@@ -103,3 +104,20 @@ def hash_files(files: list[Path]) -> str:
                 stream.seek((size - SAMPLE) * number // (SAMPLES - 1))
                 digest.update(stream.read(SAMPLE))
     return f"sha256{'' if whole else '-sampled'}:{digest.hexdigest()}"
+
+
+def hash_image(source: str | Path | None) -> str | None:
+    """Hashes an image's file, to distinguish images of the same name wherever they are stored.
+
+    None without a file: no image, one inside the question file, or one that cannot be read.
+    """
+    if not isinstance(source, Path):
+        return None
+    digest = sha256()
+    try:
+        with source.open("rb") as file:
+            while piece := file.read(2**20):
+                digest.update(piece)
+    except OSError:
+        return None
+    return short_hash(digest)

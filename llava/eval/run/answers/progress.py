@@ -16,7 +16,7 @@ class Progress:
     def __init__(self, total: int, show: bool) -> None:
         every = 0.1 if sys.stderr.isatty() else 30.0  # a log file needs no animation
         self.bar = tqdm(total=total, unit="question", disable=not show, mininterval=every, smoothing=0.05, delay=2)
-        self.pictures: set[str] = set()
+        self.images: set[str] = set()
         self.tokens = self.uniform = 0
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -24,10 +24,10 @@ class Progress:
         answered = [row["metadata"] for row in rows if "text" in row]
         self.tokens += sum(metadata["visual_tokens"] for metadata in answered)
         self.uniform += sum(metadata["uniform_tokens"] for metadata in answered)
-        self.pictures |= {metadata["image"] for metadata in answered if metadata["image"] is not None}
+        self.images |= {metadata["image"] for metadata in answered if metadata["image"] is not None}
         seconds = self.bar.format_dict["elapsed"]
         if self.uniform and seconds:
-            speed, saved = len(self.pictures) / seconds, 1 - self.tokens / self.uniform
+            speed, saved = len(self.images) / seconds, 1 - self.tokens / self.uniform
             self.bar.set_postfix_str(f"{speed:.2f} images/s, {saved:.0%} tokens saved", refresh=False)
         self.bar.update(len(rows))
 

@@ -13,8 +13,8 @@ from llava.eval.run.answers.answer_file import PER_ROW, AnswerFile, check_settin
 from llava.eval.run.answers.jsonl import Row
 from llava.eval.run.answers.lock import only_run
 from llava.eval.run.answers.progress import Progress
-from llava.eval.run.inputs.checks import check_asked_images, chosen_indices
-from llava.eval.run.inputs.questions import Question, chunk
+from llava.eval.run.inputs.checks import check_asked_images
+from llava.eval.run.inputs.questions import Question, chunk, select_indices
 from llava.eval.run.processes import Processes
 
 
@@ -43,7 +43,7 @@ def open_answers(
 def find_unanswered(args: argparse.Namespace, questions: Sequence[Question], answers: AnswerFile) -> list[Question]:
     """Finds the questions of this run that have no answer yet; with `--no-resume`, all of this run."""
     done = answers.done() if args.resume else set()
-    return [questions[i] for i in chosen_indices(args, questions) if i not in done]
+    return [questions[i] for i in select_indices(args, questions) if i not in done]
 
 
 def record(
@@ -122,7 +122,7 @@ def _check_rows(rows: Iterable[Row], settings: Mapping[str, Any]) -> None:
 
 def _start(answers: AnswerFile, settings: Mapping[str, Any], resume: bool, processes: Processes) -> None:
     if resume:
-        answers.check(settings)
+        answers.check_same_settings(settings)
     processes.wait()
     if processes.is_first:
         answers.start(resume)
@@ -132,7 +132,7 @@ def _start(answers: AnswerFile, settings: Mapping[str, Any], resume: bool, proce
 def report(name: str, answers: AnswerFile, args: argparse.Namespace, questions: Sequence[Question]) -> int:
     """Sorts the answers file and prints what it holds; returns the exit code, 0 if every question has an answer."""
     answered, failed = answers.finish()
-    asked, of_chunk = chosen_indices(args, questions), chunk(questions, args.num_chunks, args.chunk_idx)
+    asked, of_chunk = select_indices(args, questions), chunk(questions, args.num_chunks, args.chunk_idx)
     lost = len(answers.lost(asked))
     print(f"{name}: {answered} answers in {answers.path}", file=sys.stderr)
     if len(asked) < len(of_chunk):

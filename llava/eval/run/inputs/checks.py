@@ -12,14 +12,13 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
 
-from llava.eval.run.inputs.questions import Question, chunk, short_hash
+from llava.eval.run.inputs.questions import Question, select_indices
 from llava.eval.score.choice import label_letter
 from llava.eval.score.option_lists import find_listed_options
 from llava.eval.score.parse import letters
@@ -75,14 +74,9 @@ def check_chunk(args: argparse.Namespace) -> None:
         raise ValueError(f"--chunk-idx is {args.chunk_idx}; it must be below --num-chunks, which is {args.num_chunks}")
 
 
-def chosen_indices(args: argparse.Namespace, questions: Sequence[Question]) -> range:
-    """Finds the positions of this run's questions: those of its chunk, or the first of them (`--limit`)."""
-    return chunk(questions, args.num_chunks, args.chunk_idx)[: args.limit]
-
-
 def check_asked_images(args: argparse.Namespace, questions: Sequence[Question]) -> None:
     """Raises ValueError if images of this run's questions are missing or unreadable, unless `--skip-unreadable`."""
-    asked = [questions[i] for i in chosen_indices(args, questions)]
+    asked = [questions[i] for i in select_indices(args, questions)]
     names = name_embedded(args.question_file, asked)
     check_images((question.image for question in asked), args.image_folder, args.skip_unreadable, names=names)
 
@@ -189,23 +183,6 @@ def find_fault(source: str | Path) -> str | None:
     except BROKEN:
         return UNREADABLE
     return None
-
-
-def hash_image(source: str | Path | None) -> str | None:
-    """Hashes an image's file, to distinguish pictures of the same name wherever they are stored.
-
-    None without a file: no image, one inside the question file, or one that cannot be read.
-    """
-    if not isinstance(source, Path):
-        return None
-    digest = sha256()
-    try:
-        with source.open("rb") as file:
-            while piece := file.read(2**20):
-                digest.update(piece)
-    except OSError:
-        return None
-    return short_hash(digest)
 
 
 def _read_header(file: BinaryIO) -> None:

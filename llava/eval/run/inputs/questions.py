@@ -6,6 +6,7 @@ gets.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,10 @@ from llava.eval.score.rows import (
     decode_json,
     id_text,
     is_question,
-    read_rows,
+    read_json_lines,
     read_text,
 )
-from llava.eval.score.tables import is_missing, read_table
+from llava.eval.score.tables import OPTION_COLUMNS, find_row_options, is_missing, read_table
 from llava.text import check_encodable
 
 T = TypeVar("T")
@@ -32,8 +33,7 @@ LETTER_ONLY = {
     "en": "Answer with the option's letter from the given choices directly.",
     "cn": "请直接回答选项字母。",
 }
-OPTIONS = ("A", "B", "C", "D")
-TABLE_COLUMNS = ("index", "image", "question", "hint", *OPTIONS)
+TABLE_COLUMNS = ("index", "image", "question", "hint", *OPTION_COLUMNS)
 SHORTEST_BASE64 = 64
 """A shorter image field of a table is the index of the row that holds the image."""
 
@@ -66,7 +66,7 @@ class Question:
 
 
 def short_hash(digest: Any) -> str:
-    """Formats a digest of SHA-256 by its first 16 characters, which distinguish pictures and texts well enough."""
+    """Formats a digest of SHA-256 by its first 16 characters, which distinguish images and texts well enough."""
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
@@ -85,7 +85,7 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None, with_
     """
     answers = _read_right_answers(answers_file) if answers_file else {}
     questions = []
-    for number, row in read_rows(path):
+    for number, row in read_json_lines(path):
         if missing := [key for key in ("question_id", "image", "text") if key not in row]:
             raise ValueError(f"{path}:{number}: the question has no {', '.join(missing)}")
         name, text, image = (_read_value(f"{path}:{number}", row, key) for key in ("question_id", "text", "image"))
@@ -131,7 +131,7 @@ def is_data_url(image: str) -> bool:
 def _read_right_answers(path: Path) -> dict[str, str]:
     """Reads the right answer of each question, by its id as text; it may have several rows if they agree."""
     answers: dict[str, str] = {}
-    for number, row in read_rows(path):
+    for number, row in read_json_lines(path):
         place = f"{path}:{number}"
         field = _find_field(row, "answer", "label", "text")
         if "question_id" not in row or field is None:
@@ -222,10 +222,10 @@ def read_mmbench(
         ValueError: columns or an image are missing, or there are no rows.
     """
     rows = read_table(path, TABLE_COLUMNS)
-    pictures = {row["index"]: row["image"] for row in rows}
+    images = {row["index"]: row["image"] for row in rows}
     questions: list[Question] = []
     for row in rows:
-        image = row["image"] if len(row["image"]) > SHORTEST_BASE64 else pictures.get(row["image"])
+        image = row["image"] if len(row["image"]) > SHORTEST_BASE64 else images.get(row["image"])
         if not image:
             raise ValueError(f"{path}: row {row['index']} has no image")
         ending = f"\n{LETTER_ONLY[lang]}" if single_pred_prompt else ""
@@ -240,12 +240,8 @@ def _make_rounds(row: Mapping[str, str], image: str, ending: str, all_rounds: bo
 
     `start` is the position of the first.
     """
-    options = []
-    for letter in OPTIONS:
-        if is_missing(row[letter]):
-            break
-        options.append(row[letter])
-    letters = list(OPTIONS[: len(options)])
+    found = find_row_options(row)
+    letters, options = list(found), list(found.values())
     image_name = name_image(image)
     stem = row["question"] if is_missing(row["hint"]) else f"{row['hint']}\n{row['question']}"
     name = int(row["index"]) if row["index"].isdecimal() else row["index"]
@@ -268,3 +264,8 @@ def chunk(items: Sequence[T], count: int, index: int) -> range:
         raise ValueError(f"chunk {index} of {count} chunks: chunk_idx must be at least 0 and below num_chunks")
     size = math.ceil(len(items) / count)
     return range(min(index * size, len(items)), min((index + 1) * size, len(items)))
+
+
+def select_indices(args: argparse.Namespace, questions: Sequence[Question]) -> range:
+    """Selects this run's questions by their positions: those of its chunk, or the first of them (`--limit`)."""
+    return chunk(questions, args.num_chunks, args.chunk_idx)[: args.limit]

@@ -16,10 +16,10 @@ from llava.eval.run import windows
 from llava.eval.run.answers.answer import Answer
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.generate import prompt_ids
-from llava.eval.run.inputs.pictures import prepare_ahead
+from llava.eval.run.inputs.preparation import prepare_ahead
 from llava.eval.run.inputs.questions import Question
 from llava.eval.run.runner import Runner
-from llava.eval.run.windows import list_pictures
+from llava.eval.run.windows import list_sources
 from llava.model.builder import load_pretrained_model
 from llava.model.vision.prepared_image import PreparedImage
 from llava.model.vision.preparer import Preparer
@@ -78,7 +78,7 @@ def alone(engine: ChatEngine, asked: list[Question]) -> dict[int, str]:
 
 def answers(runner: Runner, asked: list[Question]) -> dict[int, Answer]:
     preparer = Preparer.of(runner.engine.model.get_vision_tower())
-    ready = prepare_ahead(preparer, list_pictures(asked, runner.limits), workers=0, ahead=1)
+    ready = prepare_ahead(preparer, list_sources(asked, runner.limits), workers=0, ahead=1)
     found = [answer for batch in runner.run(asked, ready) for answer in batch]
     assert next(ready, None) is None  # no picture is opened that is not shown
     assert sorted(answer.question.index for answer in found) == [question.index for question in asked]
@@ -101,10 +101,10 @@ def test_each_question_decides_on_its_own_tokens(by_question: ChatEngine, asked:
         answer, images = found[question.index], [Image.open(question.image)] if question.image else []
         chat = by_question.submit(by_question.question(question.text, len(images)), images, GREEDY)
         assert answer.text == "".join(chat).strip()
-        if answer.picture is not None:
-            assert answer.picture.tokens == chat.usage.visual_tokens >= 64
-            assert torch.equal(answer.picture.leaves.boxes, chat.views[0].leaves.boxes)
-            trees.setdefault(question.image, set()).add(str(answer.picture.leaves.boxes.tolist()))
+        if answer.prepared is not None:
+            assert answer.prepared.tokens == chat.usage.visual_tokens >= 64
+            assert torch.equal(answer.prepared.leaves.boxes, chat.views[0].leaves.boxes)
+            trees.setdefault(question.image, set()).add(str(answer.prepared.leaves.boxes.tolist()))
     assert max(map(len, trees.values())) > 1
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from llava.eval import eval_realworldqa
 from llava.eval.run.answerer import is_right
-from llava.eval.score.choice import chosen_letter
+from llava.eval.score.choice import read_letter
 from llava.eval.score.option_lists import find_listed_options, split_options
 
 CAT_DOG = {"A": "cat", "B": "dog"}
@@ -81,7 +81,7 @@ def test_several_options_on_a_line(question: str, options: dict[str, str]) -> No
 )
 def test_text_that_mentions_letters_lists_no_options(question: str) -> None:
     assert find_listed_options(question) == {}
-    assert chosen_letter({"text": question}, "B") == "B"  # an answer by letter is read whatever the list
+    assert read_letter({"text": question}, "B") == "B"  # an answer by letter is read whatever the list
 
 
 def test_the_text_before_a_list_is_the_question() -> None:
@@ -95,7 +95,7 @@ def test_answers_to_such_questions_are_read_by_letter_and_by_text(listed: str) -
     for said in ("B", "(B)", "The answer is B.", "It is a dog.", "B. dog"):
         assert is_right(listed, said, "B")
         assert not is_right(listed, said, "A")
-        assert chosen_letter({"text": listed}, said) == "B"
+        assert read_letter({"text": listed}, said) == "B"
     assert eval_realworldqa.kind({"text": listed, "answer": "B"}) == "multiple choice"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.score.rows import find_texts, read_answers, read_json, read_rows
+from llava.eval.score.rows import find_texts, read_answers, read_json, read_json_lines
 from llava.eval.score.score import Score, accuracy_by, run_scorer, score_parser
 from tests.llava.eval.files import write_rows
 
@@ -53,14 +53,14 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, encoding: str)
     """As Windows' programs write it."""
     path = tmp_path / "a.json"
     path.write_text('{"question_id": 1, "text": "é"}', encoding=encoding)
-    assert read_rows(path) == [(1, read_json(path, dict))] == [(1, {"question_id": 1, "text": "é"})]
+    assert read_json_lines(path) == [(1, read_json(path, dict))] == [(1, {"question_id": 1, "text": "é"})]
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 def test_a_file_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"text": "é"}', encoding=encoding)
-    for read in (read_rows, lambda path: read_json(path, dict)):
+    for read in (read_json_lines, lambda path: read_json(path, dict)):
         with pytest.raises(ValueError, match=r"a\.json is not UTF-8 text: .* at byte"):
             read(path)
 

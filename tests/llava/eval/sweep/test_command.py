@@ -140,7 +140,7 @@ def test_a_picture_is_encoded_once_a_cell_and_few_are_held(
         return encode(vision, images)
 
     monkeypatch.setattr(VisionFrontend, "encode", counting)
-    monkeypatch.setattr(measure, "PICTURES_AT_ONCE", 1)
+    monkeypatch.setattr(measure, "IMAGES_AT_ONCE", 1)
     assert command.main(flags(material, tmp_path, *GRID, "--limit", "8", "--batch-tokens", "1")) == 0
     assert encoded == [1] * (5 * 2)
     assert bare(read(tmp_path)) == bare(read(finished))  # neither chunks nor batches change a result

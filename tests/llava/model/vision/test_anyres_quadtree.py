@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.eval.run.inputs.pictures import pack, unpack
+from llava.eval.run.inputs.preparation import pack, unpack
 from llava.mm_utils import process_images
 from llava.model import LlavaConfig
 from llava.model.builder import load_pretrained_model

@@ -36,7 +36,7 @@ def started(path: Path, part: int | None = None, resume: bool = True) -> AnswerF
     answers.check_place()
     answers.check_rows(QUESTIONS, resume)
     if resume:
-        answers.check(SETTINGS)
+        answers.check_same_settings(SETTINGS)
     answers.start(resume)
     return answers
 
@@ -140,7 +140,7 @@ def test_a_run_without_questions_leaves_an_empty_file(path: Path) -> None:
         (row(0, question_id="z"), "answers question 'z', but number 0 of the question file is 'a';"),
         (
             row(0) | {"metadata": {**row(0)["metadata"], "image": "b.png"}},
-            "answers question 'a' about the picture 'b.png', but the question file has None",
+            "answers question 'a' about the image 'b.png', but the question file has None",
         ),
         (row(0) | {"metadata": {**row(0)["metadata"], "index": 9}}, "number 9 of the question file is nothing"),
     ],

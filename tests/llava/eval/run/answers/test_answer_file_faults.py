@@ -62,7 +62,7 @@ def begun(path: Path, resume: bool = True) -> AnswerFile:
     answers.check_place()
     answers.check_rows(QUESTIONS, resume)
     if resume:
-        answers.check(SETTINGS)
+        answers.check_same_settings(SETTINGS)
     answers.start(resume)
     return answers
 

@@ -20,11 +20,11 @@ from qlip.patches import CutImage
 from qlip.quadtree import Leaves
 from qlip.question import QuestionCut
 
-PreparePicture = Callable[[Source], PreparedImage | Unreadable]
+PrepareImage = Callable[[Source], PreparedImage | Unreadable]
 """A `Preparer`, or another callable that can be sent to other processes."""
 
 
-def prepare_ahead(preparer: PreparePicture, sources: Sequence[Source], workers: int, ahead: int) -> Iterator[Any]:
+def prepare_ahead(preparer: PrepareImage, sources: Sequence[Source], workers: int, ahead: int) -> Iterator[Any]:
     """Prepares images in order, ahead of the reader; see `llava.eval.run.inputs.image_workers`.
 
     Args:
@@ -53,7 +53,7 @@ def prepare_ahead(preparer: PreparePicture, sources: Sequence[Source], workers: 
 class Packing:
     """Prepares images in the form of `pack`: arrays travel between processes without a file handle each."""
 
-    prepare: PreparePicture
+    prepare: PrepareImage
 
     def __call__(self, source: Source) -> Any:
         """Prepares one image."""

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from llava.eval.run.inputs import image_workers
-from llava.eval.run.inputs.pictures import pack, prepare_ahead, unpack
+from llava.eval.run.inputs.preparation import pack, prepare_ahead, unpack
 from llava.images import ImageError, load_image
 from llava.model.builder import load_empty_tower, load_pretrained_model
 from llava.model.vision.prepared_image import PreparedImage

@@ -48,7 +48,7 @@ def test_another_set_of_pictures_is_refused_unless_the_run_starts_over(
     capsys.readouterr()
     assert run(place, place / "second", main) == 2
     error = capsys.readouterr().err
-    assert f"a.jsonl:1 answers question 0 about another picture than {place / 'second' / '0.png'}" in error
+    assert f"a.jsonl:1 answers question 0 about another image than {place / 'second' / '0.png'}" in error
     assert "give the --image-folder of before to continue, or give another --answers-file" in error
     assert (place / "a.jsonl").read_bytes() == before
     assert run(place, place / "second", main, "--no-resume") == 0
