@@ -89,7 +89,8 @@ def load_start_model(
     if is_deepspeed(training):
         options["dtype"] = training.compute_dtype
     elif not trains_trunk and not is_fsdp(training):  # no float32 copy of a frozen language model
-        options["dtype"], exact = training.compute_dtype, list_exact_parts(args)
+        has_marks = args.model.mm_use_im_start_end or checkpoint.config.mm_use_im_start_end
+        options["dtype"], exact = training.compute_dtype, list_exact_parts(args, has_marks)
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if training.bits != 16:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,20 +122,13 @@ class CheckpointedTrainer(Trainer):
         refuse_diverged(self)
         final = Path(super()._get_output_dir(trial))
         name, limit = f"checkpoint-{self.state.global_step}", self.args.save_total_limit
-        self._staging, self.args.save_total_limit = final / STAGING, None
-        try:
-            if self.args.local_process_index == 0:
-                shutil.rmtree(self._staging, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-            with self.throughput.paused():
-                super()._save_checkpoint(model, trial)
-            staged = self._staging / name
+        with self._writing_to(final / STAGING), self.throughput.paused():
+            super()._save_checkpoint(model, trial)
+            staged = final / STAGING / name
             if self.args.should_save:
                 totals = self.throughput.state() | {"plan": self.plan, "settings": dict(self.settings)}
                 (staged / TOTALS_FILE).write_text(json.dumps(totals), encoding="utf-8")
             self._name_best(staged, final)
-        finally:
-            self._staging, self.args.save_total_limit = None, limit
         self.accelerator.wait_for_everyone()
         # A machine that does not see what process 0 has written keeps the parts of its own processes (ZeRO's shards).
         is_apart = self.args.local_process_index == 0 and not (staged / TOTALS_FILE).is_file()
@@ -142,6 +136,19 @@ class CheckpointedTrainer(Trainer):
         if self.args.should_save or (is_apart and staged.is_dir()):
             finish_checkpoint(staged, final / name, limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _writing_to(self, folder: Path) -> Iterator[None]:
+        """Lets transformers write into an empty folder, and delete no older checkpoint; every process must open it."""
+        limit = self.args.save_total_limit
+        self._staging, self.args.save_total_limit = folder, None
+        try:
+            if self.args.local_process_index == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            yield
+        finally:
+            self._staging, self.args.save_total_limit = None, limit
 
     def _name_best(self, staged: Path, final: Path) -> None:
         """Corrects the best checkpoint's path in the state, which names it while it is written."""

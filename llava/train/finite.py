@@ -66,9 +66,11 @@ def check_finite(
     found = next((name for name in gather(find_non_finite(model)) if name is not None), None)
     if found is None:
         return
-    last = f"the last checkpoint, {kept[-1]}, stays" if kept else "no checkpoint was saved before"
-    way_out = f", or {START_FROM_WEIGHTS}" if kept else ""
+    last, way_out = "no checkpoint was saved before", ""
+    if kept:
+        last = f"the last checkpoint, {kept[-1]}, stays"
+        way_out = f", and give another --output_dir to start over, or to {START_FROM_WEIGHTS}"
     raise ValueError(
         f"training has diverged: after step {step} {found} has values that are not finite, so they are not saved;"
-        f" {last}. Lower --learning_rate, and give another --output_dir to start over{way_out}"
+        f" {last}. Lower --learning_rate{way_out}"
     )

@@ -49,17 +49,21 @@ EXACT_PARTS = ("mm_projector", "image_newline")
 """Parts of names that are never rounded without DeepSpeed: a checkpoint holds them even where they are frozen."""
 
 
-def list_exact_parts(args: ParsedArguments) -> list[str]:
+def list_exact_parts(args: ParsedArguments, has_marks: bool) -> list[str]:
     """Lists parts of the names of weights that are loaded in float32 above a frozen language model.
 
     What is trained begins with the values of the file, not with their bfloat16; only frozen weights are rounded.
+
+    Args:
+        args: the command line.
+        has_marks: whether <im_start> and <im_end> are used, by a flag or by the checkpoint.
     """
     model, training = args.model, args.training
     parts = list(EXACT_PARTS)
     if model.unfreeze_mm_vision_tower:
         parts.append("vision_tower")
     if model.tune_mm_mlp_adapter:
-        return [*parts, "embed_tokens"] if model.mm_use_im_start_end else parts
+        return [*parts, "embed_tokens"] if has_marks else parts
     if training.lora_enable:
         return parts if training.lora_bias == "none" else [*parts, "bias"]
     return [*parts, "lm_head"]

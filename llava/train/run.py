@@ -19,6 +19,7 @@ from llava.train.data.dataset import make_supervised_data_module
 from llava.train.data.lengths import measure_lengths
 from llava.train.evaluation import QuestionEvaluation
 from llava.train.llava_trainer import LLaVATrainer
+from llava.train.paths import check_paths
 from llava.train.plan import check_resumed_plan
 from llava.train.resume import check_resumed_adapter, check_same_step, find_resume
 from llava.train.saving import safe_save_model_for_hf_trainer
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATrainer:
     """Trains as a command line says; see `llava.train.train.train`."""
     args = parse_arguments(argv)
+    check_paths(args)
     training: Any = args.training
     training.tune_mm_mlp_adapter = args.model.tune_mm_mlp_adapter
     begun = find_resume(training)

@@ -12,9 +12,10 @@ from llava.conversation import conv_templates
 from llava.model.config import ImageLanguageConfig
 from llava.model.loading.chat_template import default_template
 from llava.model.loading.checkpoint import Checkpoint, inspect
+from llava.model.loading.files import check_weights
 from llava.model.loading.folder import local_folder
 from llava.model.multimodal_encoder.builder import override_flag
-from llava.model.multimodal_encoder.pretrained import drops_last_layer, vision_config
+from llava.model.multimodal_encoder.pretrained import drops_last_layer, read_vision_config, vision_config
 from llava.model.vision.anyres import has_newline
 from llava.train.arguments import ParsedArguments
 from llava.train.checks import is_supported_aspect_ratio
@@ -63,6 +64,8 @@ def choose_start(args: ParsedArguments) -> Start:
     warn_of_defaults(args, config, template)
     vision = choose_vision(args, config)
     choose_tiles(args, config, vision)
+    if vision is not None and config.mm_vision_config is None:
+        check_tower(str(vision.vision_tower), args.training.cache_dir)
     return Start(checkpoint, template, vision, had_newline)
 
 
@@ -84,6 +87,18 @@ def find_start_checkpoint(args: ParsedArguments) -> Checkpoint:
             if getattr(args.model, name):
                 raise ValueError(f"--{name} needs a vision tower, which {path} does not have; give --vision_tower")
     return checkpoint
+
+
+def check_tower(name: str, cache_dir: str | None) -> None:
+    """Checks that a tower can be read, by its configuration and, in a folder, the headers of its weights.
+
+    Raises:
+        FileNotFoundError: there is none of that name.
+        ValueError: it is neither CLIP nor SigLIP, or damaged.
+    """
+    read_vision_config(name, cache_dir=cache_dir)
+    if Path(name).is_dir():
+        check_weights(Path(name))
 
 
 def resolve_version(args: ParsedArguments) -> str:

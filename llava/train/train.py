@@ -45,8 +45,7 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     """Trains as a command line says, from the last checkpoint in the output folder if there is one.
 
     Args:
-        attn_implementation: of the language model where the flag is not given: "sdpa", "eager", "flash_attention_2";
-            None is transformers' default.
+        attn_implementation: of the language model where the flag is not given; None is transformers' default.
         argv: the flags; by default those of this process.
 
     Returns:

@@ -25,7 +25,8 @@ from llava.model.vision.preparer import Preparer, Unreadable
 from llava.train.data.collator import DataCollatorForSupervisedDataset
 from llava.train.data.image_files import make_finder
 from llava.train.data.labels import Turn, encode_conversation
-from llava.train.data.samples import Sample, open_samples
+from llava.train.data.sample import Sample
+from llava.train.data.samples import open_samples
 from llava.train.left_out import Skipped
 
 IMAGE_WORDS = 128

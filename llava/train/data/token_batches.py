@@ -138,7 +138,7 @@ class _PackedPlan:
         room, most = min(capacity, budget), max(1, budget // capacity)
         descending = np.sort(lengths)[::-1]
         self._alone = int((descending > room).sum())  # the first rows, since the longest samples come first
-        rows = first_fit_rows(descending.tolist(), room)
+        rows = fill_rows_best_fit(descending.tolist(), room)
         count = self._alone + math.ceil((1 + max(rows) - self._alone) / most)
         rows = split_rows(rows, _round_up(count, together))
         self._rows = np.asarray(rows)  # of each sample, from long to short
@@ -174,7 +174,7 @@ def round_lengths(lengths: Array, most: int) -> Array:
     return np.where(lengths <= most, np.minimum(rounded, most), lengths)
 
 
-def first_fit_rows(lengths: Sequence[int], capacity: int) -> list[int]:
+def fill_rows_best_fit(lengths: Sequence[int], capacity: int) -> list[int]:
     """Fills rows with samples, each into the row with the least room that is enough (best fit).
 
     Args:

@@ -5,6 +5,8 @@ With a learning rate of 0 nothing changes. The dtype of the products is bfloat16
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +83,14 @@ def test_the_output_layer_above_a_frozen_trunk(bases, data, tmp_path) -> None:
     assert found["model.layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16  # no float32 copy of what is frozen
 
 
-def test_the_embeddings_of_image_marks(bases, data, tmp_path) -> None:
-    train_on(bases / "llava", data, tmp_path, **STILL, tune_mm_mlp_adapter=True, mm_use_im_start_end=True)
-    found = load_tensors(tmp_path / "mm_projector.bin")["model.embed_tokens.weight"]
+@pytest.mark.parametrize("by_flag", [True, False])
+def test_the_embeddings_of_image_marks(bases, data, tmp_path, by_flag: bool) -> None:
+    """They are asked for by the flag, or by the checkpoint that is trained further."""
+    base = shutil.copytree(bases / "llava", tmp_path / "base")
+    values = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(values | {"mm_use_im_start_end": not by_flag}))
+    marks = {"mm_use_im_start_end": True} if by_flag else {}
+    train_on(base, data, tmp_path / "out", **STILL, **marks, tune_mm_mlp_adapter=True)
+    found = load_tensors(tmp_path / "out" / "mm_projector.bin")["model.embed_tokens.weight"]
     wanted = llava_state(transformers_model())["model.embed_tokens.weight"]
     assert found.dtype == torch.float32 and torch.equal(found[:360], wanted[:360])

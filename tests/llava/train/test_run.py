@@ -13,7 +13,7 @@ import torch
 from llava.model.builder import load_pretrained_model
 from llava.train.train import train
 from tests.llava.train.handwritten import write_data
-from tests.llava.train.runs import code_and_error, flags, logged, train_on
+from tests.llava.train.runs import flags, logged, train_on
 
 
 @pytest.fixture(scope="module")
@@ -206,22 +206,3 @@ def test_text_that_is_too_long_is_cut_and_images_never(bases, data, tmp_path):
     ]
     train_on(bases / "llava", data, tmp_path / "short", model_max_length=limit)
     assert logged(tmp_path / "short", "dropped_samples")[-1] == sum(too_long) > 0
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model_name_or_path": "/nowhere"}, "there is no checkpoint folder '/nowhere'"),
-        ({"data_path": "/nowhere.json"}, "/nowhere.json"),
-        ({"vision_tower": "/nowhere", "model_name_or_path": "VICUNA"}, "the vision tower '/nowhere'"),
-        ({"model_name_or_path": "VICUNA"}, "sample 0 has an image, but the model has no vision tower"),
-        ({"eval_strategy": "steps", "eval_questions": "/nowhere.jsonl"}, "there is no file /nowhere.jsonl"),
-        ({"pretrain_mm_mlp_adapter": "/nowhere.bin"}, "/nowhere.bin"),
-        ({"eval_strategy": "steps", "eval_data_path": "/nowhere.json"}, "--eval_data_path names a file or folder"),
-        ({"nonsense": 1}, "unknown flag --nonsense"),
-    ],
-)
-def test_what_cannot_be_trained_is_one_line(bases, data, tmp_path, changes, message, capsys):
-    chosen = {name: bases / "vicuna" if value == "VICUNA" else value for name, value in changes.items()}
-    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out", **chosen), capsys)
-    assert code == 2 and message in line

@@ -10,7 +10,8 @@ import re
 import pytest
 
 from llava.train.data.image_files import make_finder
-from llava.train.data.samples import Sample, count_words, open_samples, parse_sample
+from llava.train.data.sample import Sample, count_words, parse_sample
+from llava.train.data.samples import open_samples
 
 ASK, ANSWER = {"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A red ball."}
 SHOW = {"from": "human", "value": "<image>\nWhat is it?"}
@@ -34,6 +35,8 @@ MALFORMED = [
     ({"id": "x"}, "conversations is missing"),
     ({"messages": [{"role": "user"}]}, "conversations is missing.*not 'messages'"),
     ({"video": "x.mp4", "conversations": []}, "video is given, which training does not read; allowed is image"),
+    ({"image": "a.png", "video": "x.mp4", "conversations": []}, "video is given, which training does not read"),
+    ({"image": "a.png", "images": ["b.png"], "conversations": []}, "images is given, which training does not read"),
     ({"conversations": None}, "conversations is None; it must be a list"),
     ({"conversations": {"from": "human"}}, "conversations is {'from': 'human'}; it must be a list"),
     (sample(), "conversations holds nothing; it must begin with a question"),

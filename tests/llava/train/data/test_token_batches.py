@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava.train.data.packing import assign_rows
-from llava.train.data.token_batches import TokenBatchSampler, first_fit_rows, round_lengths, split_rows
+from llava.train.data.token_batches import TokenBatchSampler, fill_rows_best_fit, round_lengths, split_rows
 
 LENGTHS = st.lists(st.integers(0, 120), min_size=1, max_size=60).filter(any)
 BUDGET = st.integers(1, 300)
@@ -115,14 +115,14 @@ def test_the_batches_of_a_step_cost_about_the_same():
 @given(st.lists(st.integers(1, 60), max_size=60), st.integers(1, 50))
 def test_rows_are_filled_within_their_capacity(lengths, capacity):
     lengths.sort(reverse=True)
-    rows = first_fit_rows(lengths, capacity)
+    rows = fill_rows_best_fit(lengths, capacity)
     for row in range(max(rows, default=-1) + 1):
         own = [length for length, number in zip(lengths, rows, strict=True) if number == row]
         assert sum(own) <= capacity or len(own) == 1
 
 
 def test_a_sample_goes_where_the_least_room_is_left():
-    assert first_fit_rows([7, 6, 4, 3, 2], 10) == [0, 1, 1, 0, 2]
+    assert fill_rows_best_fit([7, 6, 4, 3, 2], 10) == [0, 1, 1, 0, 2]
 
 
 def test_rows_of_most_samples_are_halved_first():
