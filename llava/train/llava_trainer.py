@@ -30,6 +30,10 @@ from llava.train.training_arguments import forms_batches_by_tokens, read_field
 class LLaVATrainer(CheckpointedTrainer):
     """Trains the projector, the whole model, or adapters."""
 
+    _total_loss_scalar: float
+    _steps_without_loss = 0
+    """Steps of the log lines of this run whose loss is not finite."""
+
     def __init__(
         self,
         model: Any = None,
@@ -155,6 +159,31 @@ class LLaVATrainer(CheckpointedTrainer):
         super().log(logs, start_time)
         if not math.isfinite(logs.get("loss", 0.0)):  # the mean of all processes, which so agree to look
             refuse_diverged(self)
+
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Logs a loss that is not finite in one line, and starts the next line's sum, and the run's, without it.
+
+        transformers subtracts a logged sum from itself, which leaves NaN of one that is not finite.
+        """
+        step, total = self._globalstep_last_logged, self._total_loss_scalar
+        if step == self._initial_global_step:
+            self._steps_without_loss = 0
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+        if self._globalstep_last_logged > step:
+            tr_loss.zero_()
+            if not math.isfinite(self._total_loss_scalar):
+                self._total_loss_scalar = total
+                self._steps_without_loss += self._globalstep_last_logged - step
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Ends a run; `train_loss` is the mean of the steps whose log lines have a finite loss, and of those after."""
+        steps = self.state.global_step - self._initial_global_step
+        total = self._total_loss_scalar + self._tr_loss.item()
+        used = steps - self._steps_without_loss
+        self._steps_without_loss = 0
+        self._tr_loss.zero_()
+        self._total_loss_scalar = total * (steps / used) if used else math.nan if steps else total
+        return super()._finalize_training(*args, **kwargs)
 
     def _get_learning_rate(self) -> float:
         """Finds the rate of the first weights that are trained; transformers would take that of an empty group."""

@@ -11,13 +11,15 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from llava.train.finite import check_finite, find_non_finite
+from llava.train.llava_trainer import LLaVATrainer
 from tests.llava.train.handwritten import write_data
-from tests.llava.train.runs import code_and_error, flags
+from tests.llava.train.runs import code_and_error, flags, logged, train_on
 
 DIVERGING = {"learning_rate": 1e37, "per_device_train_batch_size": 2, "max_steps": 4}
 
@@ -104,3 +106,41 @@ def test_a_final_model_that_is_not_finite_is_not_written(bases, data, tmp_path, 
     code, line = code_and_error(flags(bases / "llava", data, tmp_path, **chosen), capsys)
     assert code == 2 and "training has diverged: after step 2 " in line
     assert [file.name for file in tmp_path.iterdir()] == ["trainer_state.json"]
+
+
+STILL = {"learning_rate": 0, "per_device_train_batch_size": 1, "max_steps": 5}
+
+
+@pytest.fixture(scope="module")
+def losses(bases: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Those of five steps that change nothing."""
+    out = tmp_path_factory.mktemp("still")
+    train_on(bases / "llava", data, out, **STILL)
+    return logged(out)
+
+
+@pytest.mark.parametrize(
+    ("value", "every", "lines", "mean"),
+    [
+        (math.nan, 1, [[0], [1], [2], [3], [4]], [0, 2, 3, 4]),
+        (math.inf, 2, [[0, 1], [2, 3]], [2, 3, 4]),  # the last step has no line
+        (-math.inf, 5, [[0, 1, 2, 3, 4]], []),
+    ],
+)
+def test_a_loss_that_is_not_finite_is_in_one_line_alone(
+    bases, data, tmp_path, losses, monkeypatch, value, every, lines, mean
+):
+    """As where a batch overflows and the scaler of `--fp16` skips its step: the weights stay finite."""
+    compute = LLaVATrainer.training_step
+
+    def overflow_once(self: LLaVATrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = compute(self, *args, **kwargs)
+        return torch.full_like(loss, value) if self.state.global_step == 1 else loss
+
+    monkeypatch.setattr(LLaVATrainer, "training_step", overflow_once)
+    train_on(bases / "llava", data, tmp_path, **STILL, logging_steps=every)
+    overflowing = [loss if step != 1 else value for step, loss in enumerate(losses)]
+    wanted = [sum(overflowing[step] for step in line) / len(line) for line in lines]
+    assert logged(tmp_path) == pytest.approx(wanted, rel=1e-5, nan_ok=True)
+    (found,) = logged(tmp_path, "train_loss")
+    assert found == pytest.approx(np.mean([losses[step] for step in mean]) if mean else math.nan, rel=1e-5, nan_ok=True)
