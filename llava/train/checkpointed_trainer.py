@@ -35,11 +35,16 @@ from llava.train.training_arguments import choose_compute_dtype
 logger = logging.getLogger(__name__)
 
 
-class StopAtBadSamples(TrainerCallback):
-    """Ends a run after the step in which more samples than allowed could not be used, with a checkpoint.
+BAD_SAMPLES_STEPS = 10
+"""Steps after which several processes add up their bad samples at the latest."""
 
-    All processes stop at the same step. One that raised an error at once would leave no checkpoint, for which it needs
-    the others.
+
+class StopAtBadSamples(TrainerCallback):
+    """Ends a run in which more samples than allowed could not be used, with a checkpoint.
+
+    One process stops after the step that met them. Several add their numbers up with each log line, before each
+    checkpoint, every `BAD_SAMPLES_STEPS` steps and after the last, and all stop at the same step. One that raised an
+    error at once would leave no checkpoint, for which it needs the others.
     """
 
     def __init__(self, trainer: CheckpointedTrainer) -> None:
@@ -47,14 +52,25 @@ class StopAtBadSamples(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Asks transformers to save and to stop; `_finalize_training` raises the error."""
-        throughput = self.trainer.throughput
-        if throughput.left_out.exceeds(self._sum(throughput.left_out.waiting_bad)):
-            throughput.update()  # two processes may have met the same sample
-            if throughput.left_out.exceeds():
-                control.should_save = control.should_training_stop = True
+        is_alone = self.trainer.args.world_size == 1
+        is_last = state.global_step >= state.max_steps
+        if is_alone or is_last or control.should_save or state.global_step % BAD_SAMPLES_STEPS == 0:
+            throughput = self.trainer.throughput
+            if throughput.left_out.exceeds(self._add_counts(throughput.left_out.waiting_bad)):
+                throughput.update()  # two processes may have met the same sample
+        self._stop_if_exceeded(control)
 
-    def _sum(self, count: int) -> int:
-        """Adds up a number of all processes: one small reduction, since it is done at every step."""
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asks for the same after a log line, for which the processes have added up what they have left out."""
+        self._stop_if_exceeded(control)
+
+    def _stop_if_exceeded(self, control: Any) -> None:
+        """Compares what all processes have counted together, so that they agree without asking each other."""
+        if self.trainer.throughput.left_out.exceeds():
+            control.should_save = control.should_training_stop = True
+
+    def _add_counts(self, count: int) -> int:
+        """Adds up a number of all processes."""
         if self.trainer.args.world_size == 1:
             return count
         own = torch.tensor(count, device=self.trainer.args.device)
@@ -202,6 +218,7 @@ class CheckpointedTrainer(Trainer):
             ValueError: it ends early, since more samples than allowed cannot be used; see `StopAtBadSamples`.
         """
         saved = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        self.throughput.update()  # so that all processes end alike
         self.throughput.left_out.check_bad(saved if saved.is_dir() and not self.args.save_only_model else None)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torch import Tensor
+from transformers import TrainerControl, TrainerState
 
 from llava.train import left_out
+from llava.train.checkpointed_trainer import StopAtBadSamples
 from llava.train.left_out import LeftOutCounts, LeftOutLog, LeftOutSamples, Skipped
+from llava.train.throughput import BatchCounts, Throughput
 from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import logged, train_on
 
@@ -62,6 +69,65 @@ def test_bad_samples_of_all_processes_count_together_and_once() -> None:
     left_out.merge(LeftOutCounts(1, {"b": None}))
     with pytest.raises(ValueError, match="2 samples cannot be used, and --max_bad_samples allows 1: a; b"):
         left_out.check_bad()
+
+
+class TwoProcesses:
+    """What `StopAtBadSamples` asks of a trainer: process 0 of two that allow one bad sample, and count additions.
+
+    The other process has the bad samples `other`, which it gives away when the counts are merged.
+    """
+
+    def __init__(self, *other: str) -> None:
+        self.args = SimpleNamespace(world_size=2, device="cpu")
+        self.accelerator, self.additions = self, 0
+        self.other = dict.fromkeys(other)
+        self.throughput = Throughput(max_bad_samples=1, gather=self.gather)
+
+    def reduce(self, own: Tensor, kind: str) -> Tensor:
+        assert kind == "sum"
+        self.additions += 1
+        return own + len(self.other)
+
+    def gather(self, mine: Any) -> list[Any]:
+        other, self.other = LeftOutCounts(len(self.other), self.other), {}
+        return [mine, (BatchCounts(target_tokens=1), other, None)]
+
+    def train(self, steps: int, logs: Collection[int] = (), saves: Collection[int] = ()) -> int:
+        """Calls what transformers calls after each step; returns the last step."""
+        callback, control = StopAtBadSamples(self), TrainerControl()
+        for step in range(1, steps + 1):
+            control.should_save = step in saves
+            state = TrainerState(global_step=step, max_steps=steps)
+            callback.on_step_end(self.args, state, control)
+            if step in logs:
+                self.throughput.report()
+                callback.on_log(self.args, state, control)
+            if control.should_training_stop:
+                assert control.should_save
+                break
+        return step
+
+
+def test_several_processes_add_up_every_tenth_step_before_a_checkpoint_and_after_the_last() -> None:
+    processes = TwoProcesses("a")  # which is allowed
+    assert processes.train(25, saves=[3]) == 25
+    assert processes.additions == len([3, 10, 20, 25])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "step", "additions"),
+    [({}, 10, 1), ({"saves": [7]}, 7, 1), ({"logs": [4, 8]}, 4, 0), ({"logs": range(1, 26)}, 1, 0)],
+    ids=str,
+)
+def test_all_processes_stop_where_they_have_added_up_too_many(chosen, step: int, additions: int) -> None:
+    processes = TwoProcesses("a", "b")
+    assert (processes.train(25, **chosen), processes.additions) == (step, additions)
+
+
+def test_a_sample_that_two_processes_have_met_counts_once() -> None:
+    processes = TwoProcesses("a")
+    processes.throughput.left_out.add(Skipped("a", True))
+    assert processes.train(12) == 12
 
 
 @pytest.fixture
