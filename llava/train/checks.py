@@ -50,7 +50,9 @@ def _check_choices(model: ModelArguments, data: DataArguments, training: Trainin
         ("remove_unused_columns", training.remove_unused_columns, (False,)),  # it would take images out of samples
     ):
         if value not in allowed:
-            raise ValueError(f"--{name} is {value!r}; allowed are {', '.join(map(str, allowed))}")
+            # None is a flag that is not given: as a word on the command line it would be a string.
+            words = ", ".join(str(one) for one in allowed if one is not None)
+            raise ValueError(f"--{name} is {value!r}; " + (f"allowed are {words}" if words else "leave the flag out"))
     if not is_supported_aspect_ratio(data.image_aspect_ratio):
         ratios = ", ".join((*ASPECT_RATIOS, "anyres", "anyres_max_N"))
         raise ValueError(f"--image_aspect_ratio is {data.image_aspect_ratio!r}; allowed are {ratios}")

@@ -63,8 +63,13 @@ def test_arguments_can_be_made_without_a_command_line(tmp_path):
         ("--bits 5", "--bits is 5; allowed are 4, 8, 16"),
         (
             "--attn_implementation fast",
-            "--attn_implementation is 'fast'; allowed are None, sdpa, eager, flash_attention_2",
+            "--attn_implementation is 'fast'; allowed are sdpa, eager, flash_attention_2",
         ),
+        (
+            "--attn_implementation None",  # a word, as any other
+            "--attn_implementation is 'None'; allowed are sdpa, eager, flash_attention_2",
+        ),
+        ("--neftune_noise_alpha 5", "--neftune_noise_alpha is 5.0; leave the flag out"),
         ("--lora_bias some", "--lora_bias is 'some'; allowed are none, all, lora_only"),
         (
             "--image_aspect_ratio highres",
