@@ -114,6 +114,24 @@ def require_samples(path: str | Path, flag: str) -> None:
         raise FileNotFoundError(f"no such file: {path}; {flag} names a file or folder of samples")
 
 
+def find_relative_image(path: str | Path, flag: str) -> str | None:
+    """Finds the first image that samples name relative to a folder; None if there is none. Reads no further.
+
+    Raises:
+        FileNotFoundError: there is no such file, or none in the folder.
+        ValueError: a file is damaged.
+    """
+    require_samples(path, flag)
+    for file in _find_files(Path(path), flag):
+        for item in scan_items(file):
+            if item.error is None and isinstance(item.value, dict):
+                named = item.value.get("image")
+                for image in named if isinstance(named, list) else [named]:
+                    if image and isinstance(image, str) and not Path(image).is_absolute():
+                        return image
+    return None
+
+
 def _find_files(path: Path, flag: str) -> list[Path]:
     if path.is_dir():
         found = sorted(path.iterdir())
