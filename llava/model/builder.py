@@ -106,7 +106,7 @@ def load_pretrained_model(
             missing weights.
     """
     check_arguments(load_8bit, load_4bit, kwargs)
-    hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+    hub: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
     attention = attn_implementation or ("flash_attention_2" if use_flash_attn else None)
     dtype = torch_dtype if dtype is None else dtype
     options = choose_options(str(device), device_map, dtype, attention, load_8bit, load_4bit) | kwargs

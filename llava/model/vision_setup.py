@@ -35,7 +35,7 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
         args: `vision_tower`, a folder or hub id; and, where it has them, `mm_vision_select_layer`,
             `mm_vision_select_feature`, `mm_projector_type` ("linear"), `mm_patch_merge_type` ("flat"), `qlip`, and
             `pretrain_mm_mlp_adapter`, a file with the projector's weights, and perhaps the newline of tiles;
-            `vision_tower_dtype`, by default the model's.
+            `vision_tower_dtype`, by default the model's; `cache_dir`, of the hub's files.
         fsdp: LLaVA's; if it is set, the tower is kept in a list: FSDP does not shard it, the model does not save it.
 
     Raises:
@@ -56,7 +56,9 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
     if tower is None:
         tower = build_vision_tower(config, delay_load=True)
         model.vision_tower = [tower] if fsdp else tower
-    tower.load_model(dtype=getattr(args, "vision_tower_dtype", None))
+    cache_dir = getattr(args, "cache_dir", None)
+    hub = {} if cache_dir is None else {"cache_dir": cache_dir}
+    tower.load_model(dtype=getattr(args, "vision_tower_dtype", None), **hub)
 
     config.use_mm_proj = True  # read by LLaVA, not by us
     config.mm_hidden_size = tower.hidden_size

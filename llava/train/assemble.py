@@ -56,7 +56,7 @@ def assemble(
     add_padding_token(tokenizer, model, name)
     tokenizer.padding_side, tokenizer.model_max_length = "right", args.training.model_max_length
     if vision is not None:
-        vision.vision_tower_dtype = choose_tower_dtype(args)
+        vision.vision_tower_dtype, vision.cache_dir = choose_tower_dtype(args), args.training.cache_dir
         model.get_model().initialize_vision_modules(vision)
         model.initialize_vision_tokenizer(vision, tokenizer)
     finish_tower(model, checkpoint.folder)

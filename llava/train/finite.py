@@ -69,7 +69,7 @@ def check_finite(
     last, way_out = "no checkpoint was saved before", ""
     if kept:
         last = f"the last checkpoint, {kept[-1]}, stays"
-        way_out = f", and give another --output_dir to start over, or to {START_FROM_WEIGHTS}"
+        way_out = f", and give another --output_dir to start over. A new run can {START_FROM_WEIGHTS}"
     raise ValueError(
         f"training has diverged: after step {step} {found} has values that are not finite, so they are not saved;"
         f" {last}. Lower --learning_rate{way_out}"

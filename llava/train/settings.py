@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.conversation import conv_templates
 from llava.model.loading.files import read_json
+from llava.model.loading.folder import local_folder
 from llava.model.multimodal_encoder.qlip_encoder import read_settings
 from llava.train.arguments import ParsedArguments
 from llava.train.finite import START_FROM_WEIGHTS
@@ -39,6 +40,9 @@ MODEL_FLAGS = ("freeze_backbone", "unfreeze_mm_vision_tower")
 TRAINING_FLAGS = ("freeze_mm_mlp_adapter", "model_max_length", "bits", "quant_type", "double_quant")
 """With `MODEL_FLAGS`: which parts are trained, above which frozen ones, and how samples are cut."""
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
+"""Of a model, in the order in which they are looked for."""
+WEIGHTS_OF = "weights of "
+"""Precedes the flag in the name of a setting that is a digest of weights: they may be at another path by now."""
 SAMPLED_BYTES = 2**16
 """Read at the start, in the middle and at the end of a file of weights."""
 
@@ -51,26 +55,47 @@ def list_settings(args: ParsedArguments, start: Start) -> dict[str, Any]:
     found |= {f"--{name}": getattr(args.model, name) for name in MODEL_FLAGS}
     found["--version"] = next(name for name, one in conv_templates.items() if one == conv_templates[start.template])
     found["--deepspeed"], found["--fsdp"] = is_deepspeed(training), is_fsdp(training)
-    found["--model_name_or_path (a digest of its weights)"] = digest_weights(start.checkpoint.folder)
+    found |= {f"{WEIGHTS_OF}--{flag}": digest_files(files) for flag, files in find_weights(args, start).items()}
     if vision is not None:
         found |= {f"--{name}": getattr(vision, name) for name in VISION_FIELDS}
         settings = read_settings(config.qlip)
         found["--qlip"] = settings is not None
         if settings is not None:
-            found |= {f"--qlip.{name}": value for name, value in settings.to_dict().items()}
+            found |= {f"--qlip.{name}": value for name, value in settings.to_dict().items() if name != "mlp"}
         found["--image_aspect_ratio"] = config.image_aspect_ratio  # after --qlip, which may choose it
         found["--image_grid_pinpoints"] = config.image_grid_pinpoints
-        if config.mm_vision_config is None:  # else the checkpoint's weights hold the tower's
-            tower = Path(str(vision.vision_tower))
-            named = digest_weights(tower) if tower.is_dir() else str(vision.vision_tower)
-            found["--vision_tower (a digest of its weights)"] = named
     return json.loads(json.dumps(found, default=str))
 
 
-def digest_weights(folder: Path) -> str:
-    """Computes a short digest of a folder's weights, which stays if the folder moves; reads a little of each file."""
+def find_weights(args: ParsedArguments, start: Start) -> dict[str, list[Path]]:
+    """Finds the files of the weights that a run starts from, by the flags that name them.
+
+    A tower on the hub is downloaded as it would be to be loaded.
+    """
+    config, vision, folder = start.checkpoint.config, start.vision, start.checkpoint.folder
+    found = {"model_name_or_path": list_weights(folder)}
+    if vision is None:
+        return found
+    if config.mm_vision_config is None:  # else the checkpoint's weights hold the tower's
+        tower = str(vision.vision_tower)
+        found["vision_tower"] = list_weights(local_folder(tower, WEIGHT_FILES[0], cache_dir=args.training.cache_dir))
+    settings = read_settings(config.qlip)
+    if settings is not None and settings.interpolation == "mlp" and settings.mlp is not None:
+        prior = folder / settings.mlp
+        if prior.is_file():  # else loading says so
+            found["qlip.mlp"] = [prior]
+    return found
+
+
+def list_weights(folder: Path) -> list[Path]:
+    """Lists the files of a model's weights: its safetensors if it has any, which are what is loaded."""
+    return next((files for pattern in WEIGHT_FILES if (files := sorted(folder.glob(pattern)))), [])
+
+
+def digest_files(paths: Sequence[Path]) -> str:
+    """Computes a short digest of files, which stays if they move; reads a little of each."""
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in WEIGHT_FILES for path in folder.glob(pattern)):
+    for path in paths:
         size = path.stat().st_size
         digest.update(size.to_bytes(8, "little"))
         with path.open("rb") as file:
@@ -94,7 +119,12 @@ def check_resumed_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     saved = read_json(file).get("settings", {}) if file.is_file() else {}
     for name, value in settings.items():
         if (before := saved.get(name, value)) != value:
+            changed = f"{name} is {value}, but {folder} was trained with {before}"
+            given = "Give that value"
+            if name.startswith(WEIGHTS_OF):
+                changed = f"{name.removeprefix(WEIGHTS_OF)} names other weights than {folder} was trained with"
+                given = "Name the same weights, at any path"
             raise ValueError(
-                f"{name} is {value}, but {folder} was trained with {before}, and a resumed run cannot change it; give"
-                f" that, or another --output_dir to start over, or to {START_FROM_WEIGHTS}"
+                f"{changed}, and a resumed run cannot change it. {given}, or another --output_dir to start over. A new"
+                f" run can {START_FROM_WEIGHTS}"
             )

@@ -21,8 +21,13 @@ PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA_FILE = "non_lora_trainables.bin"
 
 
-def local_folder(path: str, **hub: Any) -> Path:
+def local_folder(path: str, safetensors: str = "*.safetensors", **hub: Any) -> Path:
     """Finds a checkpoint's folder, downloading a hub id; only its safetensors if it has any.
+
+    Args:
+        path: folder or hub id.
+        safetensors: pattern of those to download.
+        **hub: `cache_dir`, `revision`, `token`, ...
 
     Raises:
         FileNotFoundError: it is neither.
@@ -36,7 +41,7 @@ def local_folder(path: str, **hub: Any) -> Path:
         raise FileNotFoundError(f"there is no checkpoint folder {path!r}; model ids of the hub read OWNER/NAME")
     small = ["*.json", "*.jinja", "*.model", "*.txt", PROJECTOR_FILE, NON_LORA_FILE, "adapter_model.*"]
     try:
-        folder = Path(snapshot_download(path, allow_patterns=[*small, "*.safetensors"], **hub))
+        folder = Path(snapshot_download(path, allow_patterns=[*small, safetensors], **hub))
         found = [file.name for file in folder.glob("*.safetensors")]
         if not any(name.startswith(("model", "adapter_model")) for name in found):  # not a prior alone
             folder = Path(snapshot_download(path, allow_patterns=[*small, "pytorch_model*.bin"], **hub))

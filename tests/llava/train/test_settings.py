@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from llava.train import run
+from llava.train.train import train
+from qlip.mlp import CoordinateMLP
+from tests.llava.checkpoints import VISION
 from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import code_and_error, flags, logged, train_on
 
@@ -64,13 +69,14 @@ def test_a_changed_setting_is_refused_by_its_flag(bases, data, done, monkeypatch
     monkeypatch.setattr(run, "assemble", None)  # nothing is loaded
     code, line = code_and_error(flags(bases / "llava", data, done, **{**RUN, "max_steps": 2, **changes}), capsys)
     assert code == 2 and words.format(done / "checkpoint-1") in line
-    assert "give that, or another --output_dir" in line
+    assert "a resumed run cannot change it. Give that value, or another --output_dir to start over. A new run" in line
 
 
 def test_another_base_of_the_same_shapes_is_refused(bases, data, done, tmp_path, capsys) -> None:
     other = copy_base(bases / "llava", tmp_path / "other", 0.5)
     code, line = code_and_error(flags(other, data, done, **{**RUN, "max_steps": 2}), capsys)
-    assert code == 2 and "--model_name_or_path (a digest of its weights) is " in line
+    assert code == 2 and f"--model_name_or_path names other weights than {done / 'checkpoint-1'} was" in line
+    assert "Name the same weights, at any path, or another --output_dir" in line
 
 
 def test_a_tower_of_its_own_is_compared_too(bases, data, tmp_path, capsys) -> None:
@@ -78,7 +84,52 @@ def test_a_tower_of_its_own_is_compared_too(bases, data, tmp_path, capsys) -> No
     train_on(bases / "vicuna", data, tmp_path / "out", **chosen)
     chosen["vision_tower"] = copy_base(bases / "clip", tmp_path / "clip", 0.5)
     code, line = code_and_error(flags(bases / "vicuna", data, tmp_path / "out", **{**chosen, "max_steps": 2}), capsys)
-    assert code == 2 and "--vision_tower (a digest of its weights) is " in line
+    assert code == 2 and f"--vision_tower names other weights than {tmp_path / 'out' / 'checkpoint-1'} was" in line
+
+
+@pytest.fixture
+def hub(bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache as a download of `bases / "clip"`, as owner/clip, leaves it; nothing else can be downloaded."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--owner--clip"
+    shutil.copytree(bases / "clip", repository / "snapshots" / "1a2b")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1a2b")
+    return tmp_path / "hub"
+
+
+def test_a_tower_of_the_hub_is_the_same_in_a_folder(bases, data, tmp_path, hub, capsys) -> None:
+    chosen = {**RUN, "tune_mm_mlp_adapter": True, "mm_vision_select_layer": -2, "cache_dir": hub}
+    train_on(bases / "vicuna", data, tmp_path / "out", **chosen, vision_tower="owner/clip")
+    chosen["max_steps"] = 2
+    other = copy_base(bases / "clip", tmp_path / "other", 0.5)
+    code, line = code_and_error(flags(bases / "vicuna", data, tmp_path / "out", **chosen, vision_tower=other), capsys)
+    assert code == 2 and "--vision_tower names other weights than" in line
+    cloned = shutil.copytree(bases / "clip", tmp_path / "cloned")
+    (cloned / "pytorch_model.bin").write_bytes(b"the same weights in a format that is not read")
+    train_on(bases / "vicuna", data, tmp_path / "out", **chosen, vision_tower=cloned)
+    assert len(logged(tmp_path / "out")) == 2
+
+
+def test_a_prior_is_compared_by_its_weights_wherever_it_is(bases, data, tmp_path, capsys) -> None:
+    def choose(seed: int, name: str, **changes: Any) -> list[str]:
+        torch.manual_seed(seed)
+        CoordinateMLP(VISION["hidden_size"], hidden=8, depth=1).save(tmp_path / name)
+        chosen = {**RUN, "tune_mm_mlp_adapter": True, "qlip.interpolation": "mlp", "qlip.mlp": tmp_path / name}
+        return flags(bases / "llava", data, tmp_path / "out", **{**chosen, **changes})
+
+    train(argv=choose(0, "first.safetensors"))
+    code, line = code_and_error(choose(1, "other.safetensors", max_steps=2), capsys)
+    assert code == 2 and "--qlip.mlp names other weights than" in line
+    train(argv=choose(0, "moved.safetensors", max_steps=2))
+    assert len(logged(tmp_path / "out")) == 2
+
+
+def test_a_prior_that_is_not_read_is_not_compared(bases, data, tmp_path) -> None:
+    chosen = {**RUN, "tune_mm_mlp_adapter": True}
+    train_on(bases / "llava", data, tmp_path, **chosen, qlip=True)
+    train_on(bases / "llava", data, tmp_path, **{**chosen, "max_steps": 2, "qlip.mlp": "/nowhere"})
+    assert len(logged(tmp_path)) == 2
 
 
 def test_a_setting_of_the_quadtree_is_named_alone(bases, data, tmp_path, capsys) -> None:
