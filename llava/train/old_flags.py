@@ -57,7 +57,7 @@ DROPPED = {
 """Flags that transformers no longer has -> what to do instead; accepted with a warning."""
 
 UNREAD = {
-    "lora_weight_path": "adapters begin anew; merge trained ones into the base by scripts/merge_lora_weights.py and"
-    " start from that, or continue their run with --resume_from_checkpoint"
+    "lora_weight_path": "adapters start from new weights; merge trained ones into the base by"
+    " scripts/merge_lora_weights.py and start from that, or continue their run with --resume_from_checkpoint"
 }
 """LLaVA's flags that promise what neither it nor this package does -> what to do; a warning where one has a value."""
