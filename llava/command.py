@@ -120,8 +120,10 @@ def check_outputs(args: argparse.Namespace, *outputs: str) -> None:
 
 
 def _leads_to(first: Path, second: Path) -> bool:
-    """Whether two paths lead to one file, which may be absent."""
-    return is_same_file(first, second) or os.path.realpath(first) == os.path.realpath(second)
+    """Whether two paths lead to one file, regular or absent; a device such as /dev/null takes several outputs."""
+    if first.exists():
+        return first.is_file() and is_same_file(first, second)
+    return os.path.realpath(first) == os.path.realpath(second)
 
 
 def require_parent(out: Path) -> None:

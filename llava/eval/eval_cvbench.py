@@ -10,9 +10,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.eval.run.inputs.questions import LETTER_ONLY
 from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.choice import labelled_main, read_letter, right_letter
+from llava.eval.score.option_lists import LETTER_ONLY
 from llava.eval.score.rows import Row, read_row
 from llava.eval.score.score import Score, accuracy, accuracy_by
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from llava.eval.run.command import answer_questions
 from llava.eval.run.flags import Defaults, make_parser
-from llava.eval.run.inputs.questions import LETTER_ONLY, Question, read_mmbench
+from llava.eval.run.inputs.questions import Question, read_mmbench
+from llava.eval.score.option_lists import LETTER_ONLY
 
 NAME = "model_vqa_mmbench"
 

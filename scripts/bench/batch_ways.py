@@ -102,8 +102,8 @@ def serve(options: argparse.Namespace) -> None:
             file = AnswerFile(Path(scratch) / f"{turn}.jsonl")
             before, start = Usage.now(), time.perf_counter()
             if options.way == "runner":
-                pictures = list_sources(questions, limits)
-                ready = prepare_ahead(preparer, pictures, options.workers, ahead=WINDOW * limits.rows)
+                sources = list_sources(questions, limits)
+                ready = prepare_ahead(preparer, sources, options.workers, ahead=WINDOW * limits.rows)
                 answers = run_batches(runner, questions, ready, file)
             else:
                 answers = one_at_a_time(engine, questions, options.new_tokens)

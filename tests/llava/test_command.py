@@ -46,3 +46,15 @@ def test_two_outputs_are_never_one_file(tmp_path: Path) -> None:
         check_outputs(args, "json", "output_file")
     args.output_file = tmp_path / "another"
     check_outputs(args, "json", "output_file", "other")
+    first.unlink()
+    first.write_text("")
+    args.output_file = first
+    with pytest.raises(ValueError, match="is the file of --json"):
+        check_outputs(args, "json", "output_file")
+
+
+def test_a_device_takes_several_outputs(tmp_path: Path) -> None:
+    null = tmp_path / "null"
+    null.symlink_to("/dev/null")
+    for other in (Path("/dev/null"), null):
+        check_outputs(argparse.Namespace(json=Path("/dev/null"), output_file=other), "json", "output_file")

@@ -1,6 +1,6 @@
 """Times the batch runner against one question at a time, with a model of 7B's shape.
 
-The runner's time includes the preparing of its pictures and the start of its workers, as in `scripts.bench.batch`.
+The runner's time includes the preparing of its images and the start of its workers, as in `scripts.bench.batch`.
 """
 
 from __future__ import annotations
@@ -34,18 +34,17 @@ NEW_TOKENS = 16
 QUESTIONS = 64
 ALONE = 6
 """Questions that are asked one at a time; a rate needs no more."""
-PER_PICTURE = (1, 6)
+PER_IMAGE = (1, 6)
 WORKERS = max(1, min(4, (os.cpu_count() or 1) - 1))
 
 
-def write_questions(folder: Path, per_picture: int, count: int = QUESTIONS) -> list[Question]:
-    """Writes pictures and a question file, and reads it."""
-    pictures = write_pictures(folder, SIZE, -(-count // per_picture))
+def write_questions(folder: Path, per_image: int, count: int = QUESTIONS) -> list[Question]:
+    """Writes images and a question file, and reads it."""
+    images = write_pictures(folder, SIZE, -(-count // per_image))
     rows = [
-        {"question_id": i, "image": pictures[i // per_picture].name, "text": TEXTS[i % len(TEXTS)]}
-        for i in range(count)
+        {"question_id": i, "image": images[i // per_image].name, "text": TEXTS[i % len(TEXTS)]} for i in range(count)
     ]
-    file = folder / f"{per_picture}.jsonl"
+    file = folder / f"{per_image}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return read_lines(file, folder)
 
@@ -58,19 +57,19 @@ def measure(
     Args:
         engine: asks one question at a time.
         runner: asks them in batches.
-        preparer: prepares the runner's pictures; the time that this and its workers' start take counts.
+        preparer: prepares the runner's images; the time that this and its workers' start take counts.
         questions: of both ways; the first `ALONE` of them are asked one at a time.
         turns: number of measurements.
         folder: an empty one, for answers files.
     """
-    pictures, ahead = list_sources(questions, runner.limits), WINDOW * runner.limits.rows
+    sources, ahead = list_sources(questions, runner.limits), WINDOW * runner.limits.rows
     alone, together, same = [], [], []
     for turn in range(turns):
         start = time.perf_counter()
         first = one_at_a_time(engine, questions[:ALONE], NEW_TOKENS)
         alone.append(ALONE / (time.perf_counter() - start))
         start = time.perf_counter()
-        ready = prepare_ahead(preparer, pictures, WORKERS, ahead)
+        ready = prepare_ahead(preparer, sources, WORKERS, ahead)
         second = run_batches(runner, questions, ready, AnswerFile(folder / f"{turn}.jsonl"))
         together.append(len(questions) / (time.perf_counter() - start))
         same += [one == other for one, other in zip(first, second[:ALONE], strict=True)]
@@ -85,23 +84,23 @@ def measure(
 
 
 def run(model: str, device: str, turns: int) -> int:
-    """Reports a row for each number of questions to a picture; returns the number that failed."""
+    """Reports a row for each number of questions to an image; returns the number that failed."""
     engine = build_engine(model, device, filled(TOKENS))
     limits = BatchLimits()
     runner = Runner(engine, Sampling(0.0, max_new_tokens=NEW_TOKENS), limits=limits)
     preparer = Preparer.of(engine.model.get_vision_tower())
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        asked = {per_picture: write_questions(folder, per_picture) for per_picture in PER_PICTURE}
-        warm = asked[PER_PICTURE[0]][: limits.rows]
+        asked = {per_image: write_questions(folder, per_image) for per_image in PER_IMAGE}
+        warm = asked[PER_IMAGE[0]][: limits.rows]
         one_at_a_time(engine, warm[:1], NEW_TOKENS)
         run_batches(runner, warm, map(preparer, list_sources(warm, limits)), AnswerFile(folder / "warm.jsonl"))
-        for per_picture in PER_PICTURE:
-            (folder / str(per_picture)).mkdir()
+        for per_image in PER_IMAGE:
+            (folder / str(per_image)).mkdir()
         return report_each(
             (
-                f"{per_picture} to a picture",
-                partial(measure, engine, runner, preparer, questions, turns, folder / str(per_picture)),
+                f"{per_image} to a picture",
+                partial(measure, engine, runner, preparer, questions, turns, folder / str(per_image)),
             )
-            for per_picture, questions in asked.items()
+            for per_image, questions in asked.items()
         )

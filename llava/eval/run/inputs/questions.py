@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.eval.score.option_lists import LETTER_ONLY
 from llava.eval.score.rows import (
     Row,
     decode_json,
@@ -29,10 +30,6 @@ from llava.text import check_encodable
 
 T = TypeVar("T")
 
-LETTER_ONLY = {
-    "en": "Answer with the option's letter from the given choices directly.",
-    "cn": "请直接回答选项字母。",
-}
 TABLE_COLUMNS = ("index", "image", "question", "hint", *OPTION_COLUMNS)
 SHORTEST_BASE64 = 64
 """A shorter image field of a table is the index of the row that holds the image."""
