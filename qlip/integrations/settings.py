@@ -24,7 +24,7 @@ def read_checkpoint(model: nn.Module) -> SavedSettings:
     if attachment is not None and entry in (None, attachment.vision.qlip.to_dict()):  # not edited since
         return attachment.saved
     settings = locate_prior(read_saved_settings(entry), _folder_of(model), required=False)
-    return SavedSettings(entry, settings)
+    return SavedSettings(entry if attachment is None else attachment.saved.entry, settings)
 
 
 def restore_entry(config: Any, saved: SavedSettings) -> None:

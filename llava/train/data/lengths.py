@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -255,7 +256,7 @@ def _read(file: Path, mark: str, count: int) -> Lengths | None:
             return lengths if str(saved["fingerprint"]) == mark and lengths.shape == (count,) else None
     except FileNotFoundError:
         return None
-    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
+    except (OSError, KeyError, ValueError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
         logger.warning("%s cannot be read, and samples are measured again: %s", file, error)
         return None
 

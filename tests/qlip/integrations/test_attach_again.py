@@ -66,6 +66,7 @@ def test_an_edited_configuration_counts():
     model, _ = attached("llava", **TREE)
     model.config.qlip = {"alpha": 0.2}
     assert settings_of(qlip.attach(model, max_tokens=99)[0]) == qlip.QLIPConfig(alpha=0.2, max_tokens=99)
+    assert not hasattr(qlip.detach(model)[0].config, "qlip")  # the checkpoint had none
 
 
 def test_a_processor_of_an_earlier_attachment_is_refused_where_the_settings_meet():

@@ -20,7 +20,7 @@ from llava.model.loading.tokenizer import load_tokenizer
 from llava.model.vision import preparer as module
 from llava.model.vision.preparer import Preparer
 from llava.train.data.dataset import LazySupervisedDataset
-from llava.train.data.lengths import LENGTHS_FILE, fingerprint, measure_lengths, without_pixels
+from llava.train.data.lengths import LENGTHS_FILE, _read, _write, fingerprint, measure_lengths, without_pixels
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
 from tests.llava.checkpoints import write_tokenizer
@@ -227,6 +227,18 @@ def test_lengths_of_other_samples_and_a_damaged_file_are_measured_again(folder, 
     assert measure_lengths(open_dataset(folder), folder=folder).tolist() == wanted[:3]
     assert f"{folder / LENGTHS_FILE} cannot be read" in caplog.text
     assert not list(folder.glob(f"*{LENGTHS_FILE}.*"))
+
+
+def test_no_damaged_byte_of_the_file_ends_training(tmp_path):
+    """The ZIP format's flags, versions and methods raise errors of many types."""
+    file = tmp_path / "lengths.npz"
+    _write(file, "mark", np.arange(8))
+    data = file.read_bytes()
+    for place in range(len(data)):
+        for value in (0, 8, 255, data[place] ^ 1):
+            file.write_bytes(data[:place] + bytes([value]) + data[place + 1 :])
+            found = _read(file, "mark", 8)
+            assert found is None or found.shape == (8,)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
