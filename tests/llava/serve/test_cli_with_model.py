@@ -221,8 +221,7 @@ def test_what_the_last_answer_depended_on_is_drawn_into_each_picture(
 def test_a_chat_draws_what_each_answer_depended_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = iter(["What is in the picture?", "Is there a ring?", ""])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr("builtins.input", Mock(side_effect=["What is in the picture?", "Is there a ring?", EOFError]))
     seen = tmp_path / "heat.png"
     assert cli.main(["--device", "cpu", "--max-new-tokens", "4", "--show-attribution", str(seen)]) == 0
     assert capsys.readouterr().err.count(f"{seen}: ") == 2 and seen.is_file()
@@ -232,8 +231,7 @@ def test_a_chat_draws_what_each_answer_depended_on(
 def test_an_answer_that_cannot_be_drawn_is_answered_nevertheless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    lines = iter(["What is in the picture?", "Is there a ring?", ""])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr("builtins.input", Mock(side_effect=["What is in the picture?", "Is there a ring?", EOFError]))
     monkeypatch.setattr(explain, "attribute_answer", Mock(side_effect=error))
     assert cli.main(["--device", "cpu", "--max-new-tokens", "4", "--show-attribution", str(tmp_path / "heat.png")]) == 0
     assert capsys.readouterr().err.count(f"llava: error: no attribution: {error}") == 2
@@ -243,8 +241,7 @@ def test_an_answer_that_cannot_be_drawn_is_answered_nevertheless(
 def test_ctrl_c_ends_a_drawing_and_in_a_terminal_not_the_chat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: bool
 ) -> None:
-    lines = iter(["What is in the picture?", "Is there a ring?", ""])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr("builtins.input", Mock(side_effect=["What is in the picture?", "Is there a ring?", EOFError]))
     for module in (cli, drawings):
         monkeypatch.setattr(module, "is_terminal", lambda: typed)
     monkeypatch.setattr(explain, "attribute_answer", Mock(side_effect=KeyboardInterrupt))
