@@ -166,7 +166,7 @@ class LLaVATrainer(CheckpointedTrainer):
         transformers subtracts a logged sum from itself, which leaves NaN of one that is not finite.
         """
         step, total = self._globalstep_last_logged, self._total_loss_scalar
-        if step == self._initial_global_step:
+        if step == self._step_before:
             self._steps_without_loss = 0
         super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
         if self._globalstep_last_logged > step:
@@ -177,13 +177,18 @@ class LLaVATrainer(CheckpointedTrainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """Ends a run; `train_loss` is the mean of the steps whose log lines have a finite loss, and of those after."""
-        steps = self.state.global_step - self._initial_global_step
+        steps = self.state.global_step - self._step_before
         total = self._total_loss_scalar + self._tr_loss.item()
         used = steps - self._steps_without_loss
         self._steps_without_loss = 0
         self._tr_loss.zero_()
         self._total_loss_scalar = total * (steps / used) if used else math.nan if steps else total
         return super()._finalize_training(*args, **kwargs)
+
+    @property
+    def _step_before(self) -> int:
+        """The step after which transformers begins the mean `train_loss`; older versions divide by all steps."""
+        return int(getattr(self, "_initial_global_step", 0))
 
     def _get_learning_rate(self) -> float:
         """Finds the rate of the first weights that are trained; transformers would take that of an empty group."""
