@@ -109,7 +109,7 @@ def load_start_model(
 
 
 def choose_tower_dtype(args: ParsedArguments) -> torch.dtype | None:
-    """Chooses the dtype that a tower of its own files is loaded in; None is the model's."""
+    """Chooses the dtype of a tower that is loaded from separate files; None is the model's."""
     is_exact = args.model.unfreeze_mm_vision_tower and not is_deepspeed(args.training)
     return torch.float32 if is_exact else None
 

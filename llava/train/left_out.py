@@ -131,7 +131,7 @@ class LeftOutSamples:
         if len(bad) <= self.max_bad_samples:
             return
         more = "; ..." if len(bad) > SHOWN_REASONS else ""
-        # Samples cannot be removed from under a checkpoint: its steps stand for those of the same data.
+        # A checkpoint continues with the same data alone, so its samples may be corrected, not removed.
         way_out = "Correct or remove them, or raise --max_bad_samples" if saved is None else (
             f"Correct them, or raise --max_bad_samples; the same command then continues from {saved}"
         )  # fmt: skip

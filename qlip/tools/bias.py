@@ -258,7 +258,9 @@ def _measure_view(
             yield ("mesoscopic", shape, tiling, None, size), len(leaves), value
             for mode in config.modes:
                 positions = place_leaves(model, leaves, mode, settings)
-                value = interpolation_bias(model, image, leaves, positions, reference, projection, authors, settings)
+                value = interpolation_bias(
+                    model, image, leaves, positions, reference, projection, by_cls=authors, settings=settings
+                )
                 yield ("interpolation", shape, tiling, mode, size), len(leaves), value
 
 

@@ -14,8 +14,19 @@ UNIFORM = QLIPConfig.paper(alpha=0.0)
 """The settings of the uniform grid."""
 
 MEASURED = (
-    *("alpha", "criterion", "structure_size", "noise_floor", "seed", "max_tokens", "split_order", "layout", "coarsest"),
-    *("geometry", "leaf_position", "placement", "size_bias"),
+    "alpha",
+    "criterion",
+    "structure_size",
+    "noise_floor",
+    "seed",
+    "max_tokens",
+    "split_order",
+    "layout",
+    "coarsest",
+    "geometry",
+    "leaf_position",
+    "placement",
+    "size_bias",
 )
 """The settings of a quadtree that E depends on."""
 

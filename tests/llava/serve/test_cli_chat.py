@@ -34,22 +34,12 @@ def test_a_chat_has_turns_until_an_empty_line(
     assert loader.model.temperatures == [[0.2], [0.2]]
 
 
+@pytest.mark.parametrize("piped", ["What?\nSure?\n", "\nWhat?\n \n\nSure?\n\n"], ids=["lines", "empty lines between"])
 def test_piped_questions_put_their_answers_alone_on_stdout(
-    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("What?\nSure?\n"))
-    loader.model.script += ["a ring", "yes"]
-    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
-    said = capsys.readouterr()
-    assert said.out == "a ring\nyes\n"
-    assert said.err == "USER: ASSISTANT: USER: ASSISTANT: USER: \n"
-
-
-def test_empty_lines_between_piped_questions_end_no_chat(
-    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, piped: str
 ) -> None:
     """A chat has a turn for each line that holds something."""
-    monkeypatch.setattr("sys.stdin", io.StringIO("\nWhat?\n \n\nSure?\n\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(piped))
     loader.model.script += ["a ring", "yes"]
     assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
     said = capsys.readouterr()
