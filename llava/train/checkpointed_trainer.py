@@ -24,6 +24,7 @@ from llava.train.saving import (
     finish_checkpoint,
     load_trained,
     projector_state,
+    read_totals,
     refuse_diverged,
     save_adapters,
     save_config,
@@ -188,8 +189,8 @@ class CheckpointedTrainer(Trainer):
             ValueError: more samples than allowed could not be used then, and cannot now.
         """
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (file := Path(checkpoint) / TOTALS_FILE).is_file():
-            self.throughput.restore(json.loads(file.read_text(encoding="utf-8")))
+        if checkpoint is not None and (totals := read_totals(Path(checkpoint))):
+            self.throughput.restore(totals)
             self.throughput.left_out.look_again(self.train_dataset)
             self.throughput.left_out.check_bad(Path(checkpoint))
 

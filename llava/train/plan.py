@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llava.model.loading.files import read_json
-from llava.train.saving import TOTALS_FILE
+from llava.train.saving import read_totals
 from llava.train.training_arguments import forms_batches_by_tokens, read_field
 
 
@@ -72,8 +71,7 @@ def check_resumed_plan(folder: Path, plan: Mapping[str, Any]) -> None:
     Raises:
         ValueError: they do not.
     """
-    file = folder / TOTALS_FILE
-    saved = read_json(file).get("plan", {}) if file.is_file() else {}
+    saved = read_totals(folder).get("plan", {})
     for name, value in plan.items():
         if (before := saved.get(name, value)) != value:
             raise ValueError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from llava.model.loading.files import load_tensors, state_dtype
+from llava.model.loading.files import load_tensors, read_json, state_dtype
 from llava.model.loading.folder import NON_LORA_FILE, PROJECTOR_FILE
 from llava.model.loading.weights import llava_name
 from llava.train.finite import check_finite
@@ -52,6 +52,16 @@ def refuse_diverged(trainer: Trainer) -> None:
     """Raises ValueError if a trained weight is not finite; every process must call it."""
     model: Any = trainer.model
     check_finite(model, trainer.state.global_step, checkpoints(str(trainer.args.output_dir)), gather_objects)
+
+
+def read_totals(checkpoint: Path) -> dict[str, Any]:
+    """Reads what a checkpoint says of its run in `TOTALS_FILE`; {} if it has none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = checkpoint / TOTALS_FILE
+    return read_json(file) if file.is_file() else {}
 
 
 def gather_parameter(parameter: Tensor) -> Tensor:

@@ -6,20 +6,19 @@ silently. What acts on each step alone may change: precision, `--max_grad_norm`,
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llava.conversation import conv_templates
-from llava.model.loading.files import read_json
+from llava.model.loading.files import hash_files, weight_files
 from llava.model.loading.folder import local_folder
 from llava.model.multimodal_encoder.qlip_encoder import read_settings
 from llava.train.arguments import ParsedArguments
 from llava.train.finite import START_FROM_WEIGHTS
 from llava.train.parameters import is_deepspeed, is_fsdp
-from llava.train.saving import TOTALS_FILE
+from llava.train.saving import read_totals
 from llava.train.start import VISION_FIELDS, Start
 
 OPTIMIZER_FLAGS = (
@@ -39,12 +38,8 @@ OPTIMIZER_FLAGS = (
 MODEL_FLAGS = ("freeze_backbone", "unfreeze_mm_vision_tower")
 TRAINING_FLAGS = ("freeze_mm_mlp_adapter", "model_max_length", "bits", "quant_type", "double_quant")
 """With `MODEL_FLAGS`: which parts are trained, above which frozen ones, and how samples are cut."""
-WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
-"""Of a model, in the order in which they are looked for."""
-WEIGHTS_OF = "weights of "
-"""Precedes the flag in the name of a setting that is a digest of weights: they may be at another path by now."""
-SAMPLED_BYTES = 2**16
-"""Read at the start, in the middle and at the end of a file of weights."""
+WEIGHTS_OF = "hash of the weights of "
+"""Precedes the flag in the name of a setting that is a hash of weights: they may be at another path by now."""
 
 
 def list_settings(args: ParsedArguments, start: Start) -> dict[str, Any]:
@@ -55,7 +50,9 @@ def list_settings(args: ParsedArguments, start: Start) -> dict[str, Any]:
     found |= {f"--{name}": getattr(args.model, name) for name in MODEL_FLAGS}
     found["--version"] = next(name for name, one in conv_templates.items() if one == conv_templates[start.template])
     found["--deepspeed"], found["--fsdp"] = is_deepspeed(training), is_fsdp(training)
-    found |= {f"{WEIGHTS_OF}--{flag}": digest_files(files) for flag, files in find_weights(args, start).items()}
+    found |= {
+        f"{WEIGHTS_OF}--{flag}": hash_files(files, named=False) for flag, files in find_weights(args, start).items()
+    }
     if vision is not None:
         found |= {f"--{name}": getattr(vision, name) for name in VISION_FIELDS}
         settings = read_settings(config.qlip)
@@ -73,36 +70,18 @@ def find_weights(args: ParsedArguments, start: Start) -> dict[str, list[Path]]:
     A tower on the hub is downloaded as it would be to be loaded.
     """
     config, vision, folder = start.checkpoint.config, start.vision, start.checkpoint.folder
-    found = {"model_name_or_path": list_weights(folder)}
+    found = {"model_name_or_path": weight_files(folder)}
     if vision is None:
         return found
     if config.mm_vision_config is None:  # else the checkpoint's weights hold the tower's
-        tower = str(vision.vision_tower)
-        found["vision_tower"] = list_weights(local_folder(tower, WEIGHT_FILES[0], cache_dir=args.training.cache_dir))
+        tower = local_folder(str(vision.vision_tower), "model*.safetensors", cache_dir=args.training.cache_dir)
+        found["vision_tower"] = weight_files(tower)
     settings = read_settings(config.qlip)
     if settings is not None and settings.interpolation == "mlp" and settings.mlp is not None:
         prior = folder / settings.mlp
         if prior.is_file():  # else loading says so
             found["qlip.mlp"] = [prior]
     return found
-
-
-def list_weights(folder: Path) -> list[Path]:
-    """Lists the files of a model's weights: its safetensors if it has any, which are what is loaded."""
-    return next((files for pattern in WEIGHT_FILES if (files := sorted(folder.glob(pattern)))), [])
-
-
-def digest_files(paths: Sequence[Path]) -> str:
-    """Computes a short digest of files, which stays if they move; reads a little of each."""
-    digest = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(size.to_bytes(8, "little"))
-        with path.open("rb") as file:
-            for place in (0, size // 2, max(0, size - SAMPLED_BYTES)):
-                file.seek(place)
-                digest.update(file.read(SAMPLED_BYTES))
-    return digest.hexdigest()[:16]
 
 
 def check_resumed_settings(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -115,8 +94,7 @@ def check_resumed_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it was not.
     """
-    file = folder / TOTALS_FILE
-    saved = read_json(file).get("settings", {}) if file.is_file() else {}
+    saved = read_totals(folder).get("settings", {})
     for name, value in settings.items():
         if (before := saved.get(name, value)) != value:
             changed = f"{name} is {value}, but {folder} was trained with {before}"

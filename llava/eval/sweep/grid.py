@@ -12,10 +12,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from llava.eval.run.answerer import right_letters
 from llava.eval.run.answers.jsonl import Rows, read_rows
-from llava.eval.run.answers.metadata import checkpoint_hash, hash_files, quantisation_name
+from llava.eval.run.answers.metadata import checkpoint_hash, quantisation_name
 from llava.eval.run.inputs.questions import Question
 from llava.eval.sweep.plots import Record
 from llava.model.loading.checkpoint import inspect, require_tower
+from llava.model.loading.files import hash_files
 from llava.model.loading.folder import local_folder
 from llava.model.multimodal_encoder.builder import override_flag
 from llava.model.multimodal_encoder.qlip_encoder import read_settings

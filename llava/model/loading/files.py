@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,6 +20,10 @@ from torch import Tensor
 
 WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 """Stem and suffix of a checkpoint's weights files, the preferred ones first."""
+
+FULL_HASH_BYTES = 2**30
+"""Bytes up to which files are hashed in full."""
+SAMPLES, SAMPLE = 256, 2**16
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -146,3 +151,31 @@ def damaged(file: Path, error: Exception) -> ValueError:
     """Builds the error for a file that cannot be read."""
     reason = str(error).partition(". ")[0] or type(error).__name__
     return ValueError(f"{file} is damaged or cut short ({file.stat().st_size} bytes): {reason}; download it again")
+
+
+def hash_files(files: Sequence[Path], named: bool = True) -> str:
+    """Hashes names and contents by SHA-256: "sha256:..."; above 1 GiB in total, "sha256-sampled:...".
+
+    A sampled hash covers each file's name, size, first MiB (where safetensors keeps names and shapes) and 256 pieces of
+    64 KiB at equal distances. Training changes all weights, so it changes the hash; a manual edit in a few places may
+    not.
+
+    Args:
+        files: in the order in which they count.
+        named: whether the names count; without them the hash stays if a file is renamed.
+    """
+    whole = sum(file.stat().st_size for file in files) <= FULL_HASH_BYTES
+    digest = sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name if named else ''}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if whole or size <= 2**20 + SAMPLES * SAMPLE:
+                while piece := stream.read(2**20):
+                    digest.update(piece)
+                continue
+            digest.update(stream.read(2**20))
+            for number in range(SAMPLES):
+                stream.seek((size - SAMPLE) * number // (SAMPLES - 1))
+                digest.update(stream.read(SAMPLE))
+    return f"sha256{'' if whole else '-sampled'}:{digest.hexdigest()}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from llava.eval.run.inputs.questions import short_hash
 from llava.model.loading.checkpoint import inspect
+from llava.model.loading.files import hash_files
 from llava.model.loading.folder import local_folder
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
@@ -20,9 +21,6 @@ PACKAGES = ("llava-qlip", "torch", "transformers", "tokenizers", "pillow", "nump
 """Packages whose version may change an answer."""
 
 SUFFIXES = (".json", ".model", ".safetensors", ".bin")
-FULL_HASH_BYTES = 2**30
-"""Bytes up to which a checkpoint is hashed in full."""
-SAMPLES, SAMPLE = 256, 2**16
 
 
 def run_settings(engine: ChatEngine, sampling: Sampling, seed: int, args: Namespace, checkpoint: str) -> dict[str, Any]:
@@ -80,30 +78,6 @@ def checkpoint_hash(model_path: str | None, model_base: str | None) -> str:
     towers = {str(config.mm_vision_tower) for config in configs if config.has_tower and config.mm_vision_config is None}
     folders += [Path(tower) for tower in sorted(towers) if Path(tower).is_dir()]
     return hash_files([file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES])
-
-
-def hash_files(files: list[Path]) -> str:
-    """Hashes names and contents by SHA-256: "sha256:..."; above 1 GiB in total, "sha256-sampled:...".
-
-    A sampled hash covers each file's name, size, first MiB (where safetensors keeps names and shapes) and 256 pieces of
-    64 KiB at equal distances. Training changes all weights, so it changes the hash; a manual edit in a few places may
-    not.
-    """
-    whole = sum(file.stat().st_size for file in files) <= FULL_HASH_BYTES
-    digest = sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            if whole or size <= 2**20 + SAMPLES * SAMPLE:
-                while piece := stream.read(2**20):
-                    digest.update(piece)
-                continue
-            digest.update(stream.read(2**20))
-            for number in range(SAMPLES):
-                stream.seek((size - SAMPLE) * number // (SAMPLES - 1))
-                digest.update(stream.read(SAMPLE))
-    return f"sha256{'' if whole else '-sampled'}:{digest.hexdigest()}"
 
 
 def hash_image(source: str | Path | None) -> str | None:
