@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout, suppress
 from io import StringIO
+from urllib.request import getproxies
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -23,6 +25,7 @@ from llava.serve.web.chart import embedded_curve
 from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.feedback import FeedbackLog
 from llava.serve.web.files import exit_at_sigterm, own_files
+from llava.serve.web.first_script import InsertFirstScript
 from llava.serve.web.handlers import Demo
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.page import PageText, build_page
@@ -97,6 +100,21 @@ def example_pictures() -> list[str]:
         return []
 
 
+@contextmanager
+def bypass_proxies(host: str) -> Iterator[None]:
+    """Excepts this machine from the environment's or system's proxies: Gradio calls the server that it starts."""
+    proxies = getproxies()
+    exceptions = ",".join(filter(None, [proxies.get("no"), "localhost", host]))
+    changes = {f"{name}_proxy": value for name, value in proxies.items()} | {"no_proxy": exceptions}
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def serve(
     page: gr.Blocks,
     host: str,
@@ -117,7 +135,9 @@ def serve(
     """
     page.queue(default_concurrency_limit=concurrency, max_size=16 * concurrency)
     page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = QUEUE_PERIOD
-    with redirect_stdout(StringIO()):  # Gradio's hints name its own flags, and take ten lines where a link fails
+    middleware = [Middleware(each) for each in (PageHeaders, LimitBodies, RefuseMalformedCalls, InsertFirstScript)]
+    # Gradio's hints name its own flags, and take ten lines where a link fails.
+    with redirect_stdout(StringIO()), bypass_proxies(host):
         page.launch(
             server_name=format_host(host),  # Gradio makes its page's URL of it
             server_port=port,
@@ -127,11 +147,12 @@ def serve(
             css=css(),
             head=head(),
             max_file_size=DEFAULT_LIMITS.max_bytes,
-            app_kwargs={"middleware": [Middleware(each) for each in (PageHeaders, LimitBodies, RefuseMalformedCalls)]},
+            app_kwargs={"middleware": middleware},
             run_history=False,
             enable_monitoring=False,  # its routes give statistics of all visitors, and print a key
             ssr_mode=False,
             footer_links=[],
+            _frontend=False,  # else Gradio asks for its page, and gives up if a busy machine takes three seconds for it
         )
     print(f"the page is at {page.local_url}", flush=True)
     if page.share_url:

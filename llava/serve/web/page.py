@@ -211,6 +211,7 @@ def _connect_pictures(demo: Demo, parts: Parts, page: gr.Blocks) -> None:
         api_name="open_picture",
         js="(...inputs) => window.llavaPage.open(inputs)",
         trigger_mode="always_last",  # a change during another is not lost
+        show_progress_on=talk.press,  # the picture's own status tracker would be replaced while it waits, see frames.js
         **hidden,
     )
     _connect_edit("open", opened)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+from contextlib import closing
 
 import httpx
 import pytest
@@ -24,6 +27,24 @@ def test_a_page_on_an_ipv6_address_is_served_and_named_as_a_url(demo: Demo, caps
     serve(page, "::1", port, block=False)
     assert capsys.readouterr().out == f"the page is at http://[::1]:{port}/\n"
     assert httpx.get(page.local_url).status_code == 200
+    page.close()
+
+
+def test_a_page_is_served_beside_a_dead_proxy_on_a_machine_that_is_slow(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradio asks its own server whether it is up: through the proxies, if none is excepted, and for three seconds."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as dead:
+        proxies = {"HTTP_PROXY": f"http://127.0.0.1:{dead.getsockname()[1]}", "NO_PROXY": "example.org"}
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)  # what a slow machine's page is taken for
+    page = build_page(demo)
+    serve(page, "127.0.0.1", free_port(), block=False)
+    assert httpx.get(page.local_url, trust_env=False).status_code == 200
+    assert {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")} == proxies
     page.close()
 
 
