@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers import LlavaConfig as TransformersLlavaConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 import llava
 import llava.model
+from llava.auto_classes import register_lazily
 from llava.model import (
     LlavaConfig,
     LlavaLlamaForCausalLM,
@@ -37,35 +39,41 @@ print(type(config).__module__, type(config).__name__, type(AutoModelForCausalLM.
 """
 FORKED = """
 import os, sys
-import scipy.optimize, torch._dynamo, torch.distributed.checkpoint, torch.distributed.tensor
-
-def run(code):
+import llava, qlip
+assert not {"torch", "transformers"} & set(sys.modules)
+import transformers.modeling_utils
+from transformers import AutoTokenizer
+assert not {name for name in sys.modules if name.startswith("llava.model")}
+for code in sys.argv[2:]:
     if not (child := os.fork()):
         exec(code)
         sys.stdout.flush()
         os._exit(0)
     os.waitpid(child, 0)
-
-assert not {"llava", "transformers"} & set(sys.modules)
-run(sys.argv[2])
-import transformers.modeling_utils
-from transformers import AutoTokenizer
-assert "llava" not in sys.modules
-run(sys.argv[3])
-run(sys.argv[4])
 """
-"""Runs code in a process that has imported neither, but what transformers imports first, which takes longest, and then
-codes in processes that have imported transformers."""
+"""Imports llava, then transformers, which takes longest, and runs each code in a process of its own."""
 
 
 def test_a_fresh_process_builds_a_model_by_the_auto_classes(tmp_path):
-    """By `import llava` before transformers and after it, and by an import of the configuration alone."""
+    """By the checkpoint's own type, and by an import of the configuration alone."""
     folder = make_llava_checkpoint(tmp_path, model_type="llava_llama")
-    command = [sys.executable, "-c", FORKED, folder, f"import llava, qlip\n{LOAD}", f"import llava\n{LOAD}", ALONE]
+    command = [sys.executable, "-c", FORKED, folder, LOAD, ALONE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     expected = "llava.model.config LlavaConfig LlavaLlamaForCausalLM"
-    assert done.stdout.splitlines() == [expected] * 3, done.stderr
+    assert done.stdout.splitlines() == [expected] * 2, done.stderr
     assert done.returncode == 0, done.stderr
+
+
+def test_transformers_may_be_imported_first(monkeypatch):
+    """What transformers knows of a type is forgotten here, as in a process that has not imported llava yet."""
+    monkeypatch.delitem(CONFIG_MAPPING_NAMES, "llava_qwen")
+    monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", {})
+    monkeypatch.setattr(CONFIG_MAPPING, "_modules", {})
+    monkeypatch.delitem(sys.modules, "transformers.models.llava_qwen", raising=False)
+    with pytest.raises(ValueError, match="llava_qwen"):
+        AutoConfig.for_model("llava_qwen")
+    register_lazily()
+    assert type(AutoConfig.for_model("llava_qwen")) is LlavaQwenConfig
 
 
 @pytest.mark.parametrize(

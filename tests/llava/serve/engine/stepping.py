@@ -46,7 +46,7 @@ def step(running: RunningRows[Any], times: int) -> Iterator[Tensor]:
 
 @torch.inference_mode()
 def run_rows(
-    running: RunningRows[Any], images: Sequence[ImageTokens], prompts: Sequence[Sequence[int]]
+    running: RunningRows[Any], images: Sequence[ImageTokens], prompts: Sequence[Sequence[int]], growth: int = 120
 ) -> list[Tensor]:
     """Lets rows come, go and outgrow their slots; gives the logits of every step.
 
@@ -54,6 +54,7 @@ def run_rows(
         running: without rows.
         images: two.
         prompts: with two, with one and without images.
+        growth: Steps until the second row has outgrown its slot.
     """
     both, one, none = prompts
     add(running, both, images)
@@ -62,7 +63,7 @@ def run_rows(
     add(running, none, [])
     logits += step(running, 6)
     running.remove(0)
-    logits += step(running, 120)
+    logits += step(running, growth)
     running.clear()
     add(running, both, images)
     return [*logits, *step(running, 5)]

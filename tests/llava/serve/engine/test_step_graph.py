@@ -22,7 +22,9 @@ from llava.serve.engine.step_graph import PATIENCE, StepGraph, can_capture
 from tests.llava.model.language_models import PIXELS, PROMPT, load_both
 from tests.llava.serve.engine.stepping import add, run_rows, step, weigh
 
-PROMPTS = [PROMPT, PROMPT[:4], [1, 20, 33]]
+PROMPTS = [PROMPT, PROMPT[:4] + [33] * 90, [1, 20, 33]]
+GROWTH = 30
+STEPS = 17 + GROWTH
 
 
 class Captures:
@@ -55,7 +57,7 @@ def run_plain(kind: str = "llama 3", weighted: bool = False) -> tuple[list[Image
     model = load(kind)
     images = weigh(model.encode_tokens(PIXELS)) if weighted else model.encode_tokens(PIXELS)
     plain = RunningRows(model)
-    return images, run_rows(plain, images, PROMPTS), plain.cache.lengths
+    return images, run_rows(plain, images, PROMPTS, GROWTH), plain.cache.lengths
 
 
 @pytest.mark.parametrize(
@@ -67,12 +69,12 @@ def test_logits_are_those_of_steps_run_kernel_by_kernel(kind, weighted):
     model, captures = load(kind), Captures()
     captured = RunningRows(model)
     captured._graph = StepGraph(model, captures)
-    found = run_rows(captured, images, PROMPTS)
-    assert len(found) == len(expected) == 137
+    found = run_rows(captured, images, PROMPTS, GROWTH)
+    assert len(found) == len(expected) == STEPS
     for number, (own, other) in enumerate(zip(found, expected, strict=True)):
         torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5, msg=lambda text, at=number: f"step {at}: {text}")
     assert captures.count == 4  # for two rows, for three, for longer slots, and after all had gone
-    assert captures.replays == 137 - captures.count * PATIENCE
+    assert captures.replays == STEPS - captures.count * PATIENCE
     assert captured.cache.lengths == lengths
 
 
@@ -109,7 +111,7 @@ def test_what_cannot_be_captured_is_run_kernel_by_kernel(caplog, error):
     captured = RunningRows(model)
     captured._graph = StepGraph(model, fail)
     with caplog.at_level(logging.WARNING):
-        found = run_rows(captured, images, PROMPTS)
+        found = run_rows(captured, images, PROMPTS, GROWTH)
     assert all(torch.equal(own, other) for own, other in zip(found, expected, strict=True))
     assert [record.message for record in caplog.records] == [
         "steps run kernel by kernel, since no CUDA graph could be captured: not permitted when stream is capturing"
@@ -130,7 +132,7 @@ def test_where_no_memory_is_left_the_next_slots_are_tried_again(caplog):
 
     captured = RunningRows(model)
     captured._graph = StepGraph(model, capture)
-    found = run_rows(captured, images, PROMPTS)
+    found = run_rows(captured, images, PROMPTS, GROWTH)
     for own, other in zip(found, expected, strict=True):
         torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
     assert (len(tries), captures.count) == (5, 3)  # the first slots have no graph
