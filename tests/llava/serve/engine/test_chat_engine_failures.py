@@ -24,7 +24,11 @@ from tests.llava.serve.openai.serving import CHAT, DEADLINE, QUESTION, Gate, api
 
 ROWS = 3
 CULPRIT = 1
-SAMPLINGS = [Sampling(1.2, seed=1, max_new_tokens=10), Sampling(0.9, seed=2), Sampling(0, max_new_tokens=12)]
+SAMPLINGS = [
+    Sampling(1.2, seed=1, max_new_tokens=6),
+    Sampling(0.9, seed=2, max_new_tokens=8),
+    Sampling(0, max_new_tokens=7),
+]
 
 
 @pytest.fixture
@@ -280,7 +284,7 @@ def test_the_client_of_a_failing_row_gets_500_and_the_others_their_answers(
     with api() as (engine, client), ThreadPoolExecutor(ROWS) as pool, Gate(engine, opens_at=ROWS) as gate:
 
         def post(stop: str) -> httpx.Response:
-            return client.post(CHAT, json=body(stop=stop, stream=stream))
+            return client.post(CHAT, json=body(stop=stop, stream=stream, max_tokens=4))
 
         spoilt, *good = [pool.submit(post, stop) for stop in ("zebra", "x", "y")]
         reply = spoilt.result(DEADLINE)

@@ -7,20 +7,30 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from llava.serve.engine import continuous, scheduler
+from llava.serve.engine import ChatEngine, continuous, scheduler
 from llava.serve.engine.params import Sampling
 from llava.serve.engine.slots import SlotCache
 from tests.llava.serve.engine.engines import Hold, NewEngine, submit
+from tests.llava.serve.openai.serving import loaded
 
 BYTES = 4 * 2 * 160 * 4
 """Bytes of a token's keys and values in the embedded model: four layers of width 160 in float32."""
 
-GREEDY = Sampling(temperature=0, max_new_tokens=60)
+GREEDY = Sampling(temperature=0, max_new_tokens=16)
 
 
 def count_bytes(*caches: SlotCache) -> int:
     layers = [layer for cache in {id(cache): cache for cache in caches}.values() for layer in cache.layers]
     return sum(slots.nbytes for layer in layers for slots in (layer.keys, layer.values) if slots is not None)
+
+
+@pytest.fixture(scope="module")
+def expected(pictures: list[Image.Image]) -> list[str]:
+    """The answers to questions about all pictures, one after another."""
+    engine = ChatEngine(*loaded())
+    answers = ["".join(submit(engine, picture, sampling=GREEDY)) for picture in pictures]
+    engine.close()
+    return answers
 
 
 @pytest.mark.parametrize(("words", "growth", "limit"), [(30, 64, 880), (400, 64, 880), (30, 0, 525)])
@@ -29,6 +39,7 @@ def test_one_long_request_among_short_ones(
     hold: Hold,
     pictures: list[Image.Image],
     monkeypatch: pytest.MonkeyPatch,
+    expected: list[str],
     words: int,
     growth: int,
     limit: int,
@@ -39,7 +50,6 @@ def test_one_long_request_among_short_ones(
     engine = new_engine(max_batch_tokens=limit, max_prefix_mib=0)
     suspended, suspend = list[int](), engine._batch._suspend
     monkeypatch.setattr(engine._batch, "_suspend", lambda most: (suspended.append(most), suspend(most)))
-    expected = ["".join(submit(engine, picture, sampling=GREEDY)) for picture in pictures]
     gate, first = hold(engine)
     held, forward = list[tuple[int, int]](), engine.model.forward
 

@@ -20,9 +20,10 @@ from llava.serve.engine.errors import PromptTooLongError
 from llava.serve.engine.params import Sampling
 from llava.serve.engine.prompting import Turn, build_conversation, question_start
 from llava.utils import demo_picture_paths
-from tests.llava.serve.engine.engines import GREEDY, submit
+from tests.llava.serve.engine.engines import submit
 from tests.llava.serve.openai.serving import Gate, loaded
 
+GREEDY = Sampling(temperature=0, max_new_tokens=5)
 ASKED = ("What is in the picture?", "How many objects are there?", "Is there a red ring?")
 
 
@@ -60,12 +61,12 @@ def leaves(answer: Any) -> list[torch.Tensor]:
 
 def test_requests_in_a_batch_get_the_answers_and_trees_that_they_get_alone(engine, settings, pictures):
     requests = [(picture, text) for picture in pictures for text in ASKED]
-    alone = [submit(engine, picture, text, qlip=settings) for picture, text in requests]
+    alone = [submit(engine, picture, text, qlip=settings, sampling=GREEDY) for picture, text in requests]
     expected = [("".join(answer), [boxes.tolist() for boxes in leaves(answer)]) for answer in alone]
     with Gate(engine) as gate:
         first = submit(engine, pictures[0])
         gate.reached.wait()
-        together = [submit(engine, picture, text, qlip=settings) for picture, text in requests]
+        together = [submit(engine, picture, text, qlip=settings, sampling=GREEDY) for picture, text in requests]
         together.append(submit(engine, pictures[1], ASKED[0]))  # its own score decides
         gate.opened.set()
         found = [("".join(answer), [boxes.tolist() for boxes in leaves(answer)]) for answer in together]
@@ -79,7 +80,7 @@ def test_requests_in_a_batch_get_the_answers_and_trees_that_they_get_alone(engin
 def test_questions_of_a_batch_are_asked_in_pieces(new_engine, settings, pictures, monkeypatch):
     """A prompt is 64 tokens of the unsplit image and some 45 of text; two of them fit into a piece."""
     requests = list(zip([*pictures, pictures[0]], ASKED, strict=True))
-    options = {"qlip": settings, "sampling": Sampling(temperature=0, max_new_tokens=6)}
+    options = {"qlip": settings, "sampling": GREEDY}
     engine = new_engine(joins=False, max_join_tokens=240)
     alone = [submit(engine, picture, text, **options) for picture, text in requests]
     expected = [("".join(answer), [boxes.tolist() for boxes in leaves(answer)]) for answer in alone]
@@ -180,13 +181,14 @@ def test_a_format_without_roles_asks_with_the_whole_prompt():
 def test_a_prompt_is_refused_where_the_most_that_it_may_need_exceeds_the_context(
     engine, settings, pictures, monkeypatch
 ):
-    fits = submit(engine, pictures[0], ASKED[0], qlip=replace(settings, llm_positions="sequential"))
+    options = {"qlip": replace(settings, llm_positions="sequential"), "sampling": GREEDY}
+    fits = submit(engine, pictures[0], ASKED[0], **options)
     "".join(fits)
     text, most = fits.usage.text_tokens, engine.vision.prepare(pictures[0], settings).tokens
     assert most >= fits.usage.visual_tokens
     monkeypatch.setattr(engine, "context_len", text + most + GREEDY.max_new_tokens - 1)
     with pytest.raises(PromptTooLongError, match=f"{text} text tokens, {most} positions of images"):
-        submit(engine, pictures[0], ASKED[0], qlip=replace(settings, llm_positions="sequential"))
+        submit(engine, pictures[0], ASKED[0], **options)
 
 
 def test_a_request_that_is_cancelled_while_its_question_is_asked_generates_nothing(
@@ -213,7 +215,7 @@ def test_generate_asks_first_too_where_the_towers_settings_say_so(engine, settin
     pixels = tower.image_processor.cutter.normalise(pictures[0], settings)
     prompt = prompt_ids(engine, ASKED[0])
     ((refined,),) = refine_images(model, [prompt], [0], [[view]])
-    options = {"max_new_tokens": 16, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     expected = model.generate(prompt[None], images=encode_prepared(model, [refined]), **options)
     before = tower.settings
     try:

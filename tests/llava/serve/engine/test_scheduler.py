@@ -55,10 +55,11 @@ def test_a_batch_waits_for_requests_in_preparation_for_a_share_of_the_last_batch
 def test_batches_keep_the_limits_and_the_order(new_engine: NewEngine, hold: Hold, pictures: list[Image.Image]) -> None:
     engine = new_engine(joins=False, max_batch=3, max_batch_tokens=330)
     gate, _ = hold(engine)  # 79 visual tokens each, 64 on CLIP's grid, 44 of text
-    waiting = [submit(engine, pictures[0]) for _ in range(3)]
-    clip = [submit(engine, pictures[0], qlip=QLIPOptions(enabled=False)) for _ in range(4)]
-    beams = submit(engine, pictures[0], sampling=Sampling(temperature=0, num_beams=2))
-    last = submit(engine, pictures[0])
+    two = Sampling(temperature=0, max_new_tokens=2)
+    waiting = [submit(engine, pictures[0], sampling=two) for _ in range(3)]
+    clip = [submit(engine, pictures[0], sampling=two, qlip=QLIPOptions(enabled=False)) for _ in range(4)]
+    beams = submit(engine, pictures[0], sampling=Sampling(temperature=0, num_beams=2, max_new_tokens=2))
+    last = submit(engine, pictures[0], sampling=two)
     assert engine.waiting == 9
     assert engine.running == 1
     gate.opened.set()
@@ -99,7 +100,7 @@ def test_a_beam_search_that_has_waited_is_a_beam_search(
     )
     gate, first = hold(engine)
     first.row.sampling = one = Sampling(temperature=0, max_new_tokens=length)
-    beams = Sampling(temperature=0, num_beams=3, max_new_tokens=8)
+    beams = Sampling(temperature=0, num_beams=3, max_new_tokens=4)
     waiting = [submit(engine, pictures[0], sampling=sampling) for sampling in (beams, one, beams)]
     gate.opened.set()
     texts = ["".join(answer) for answer in waiting]
@@ -210,7 +211,8 @@ def test_a_batch_out_of_memory_is_retried_in_halves(
         held(batch)
 
     monkeypatch.setattr(engine, "_generate", small_memory)
-    answers = [submit(engine, picture) for picture in pictures + pictures[:1]]
+    two = Sampling(temperature=0, max_new_tokens=2)
+    answers = [submit(engine, picture, sampling=two) for picture in pictures + pictures[:1]]
     gate.opened.set()
     assert all("".join(answer) for answer in answers)
     assert gate.batches == [1, 2, 1, 2]

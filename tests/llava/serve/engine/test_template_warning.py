@@ -87,7 +87,9 @@ def test_all_commands_warn_alike_and_once(
     answers = ["--question-file", str(tmp_path / "q.jsonl"), "--answers-file", str(tmp_path / "a.jsonl")]
     with caplog.at_level(logging.WARNING):
         assert cli.main([*own, "--image-file", picture, "--prompt", "What?", "--max-new-tokens", "1"]) == 0
-        run_llava.eval_model(run_llava.parse_args([*own, "--image-file", picture, "--query", "What?"]))
+        run_llava.eval_model(
+            run_llava.parse_args([*own, "--image-file", picture, "--query", "What?", "--max_new_tokens", "1"])
+        )
         assert model_vqa_loader.main([*own, *answers, "--image-folder", str(tmp_path), "--max_new_tokens", "1"]) == 0
     (line,) = warnings(caplog)
     assert line == (
