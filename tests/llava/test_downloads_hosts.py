@@ -90,7 +90,7 @@ def nowhere() -> Iterator[None]:
 def each_odd_host(test: Callable[[str], None]) -> Callable[[str], None]:
     for host in ODD:
         test = example(host)(test)
-    return settings(max_examples=300)(given(hosts)(test))
+    return settings(max_examples=80)(given(hosts)(test))
 
 
 @each_odd_host

@@ -108,7 +108,7 @@ def test_prompts_have_the_ids_that_llava_gets(tmp_path: Path, legacy: str, model
 
 
 @pytest.mark.parametrize("legacy", LEGACY)
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(text=TEXTS)
 def test_any_text_has_sentencepieces_ids(tokenizers: dict[str, Any], legacy: str, text: str) -> None:
     expected = ids_by_sentencepiece(text, legacy != "false")
@@ -142,7 +142,7 @@ def test_special_tokens_are_shown_or_skipped(tokenizers: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("legacy", LEGACY)
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(text=TEXTS)
 def test_offsets_point_at_the_text(tokenizers: dict[str, Any], legacy: str, text: str) -> None:
     """In order and without a gap; the bytes of one character share its place."""

@@ -112,12 +112,12 @@ def test_a_client_that_reads_slowly_is_not() -> None:
 # Number
 
 
-@pytest.mark.parametrize("count", [300, 2000])
+@pytest.mark.parametrize("count", [100, 600])
 @pytest.mark.parametrize(
     "sent", [HALF, b"POST /echo HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\nx"], ids=["headers", "body"]
 )
 def test_a_crowd_of_half_sent_requests_leaves_health_answering(count: int, sent: bytes) -> None:
-    most = 500  # so that the test itself has files enough
+    most = 200
     with serving(ConnectionLimits(most)) as (address, _), ExitStack() as crowd:
         clients = [crowd.enter_context(opened(address, sent)) for _ in range(count)]
         assert quick_health(address) < SOON
