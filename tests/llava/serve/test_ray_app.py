@@ -45,7 +45,7 @@ def client() -> Iterator[httpx.Client]:
         port = probe.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(API_KEY_VARIABLE, KEY)  # its processes have it from the node
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         flags = flags_of({"served_model_name": ["demo"], "max_images": 1, "device": "cpu"})
@@ -57,7 +57,6 @@ def client() -> Iterator[httpx.Client]:
         ) as connected:
             yield connected
     finally:
-        serve.shutdown()
         ray.shutdown()
 
 
@@ -74,24 +73,6 @@ def processes(client: httpx.Client, count: int) -> list[int]:
         if reply.status_code == 200:
             found.append(int(reply.headers["x-process"]))
     return found
-
-
-def test_both_replicas_answer_and_one_goes_on_alone(client: httpx.Client) -> None:
-    deadline = time.monotonic() + DEADLINE
-    seen: set[int] = set()
-    while len(seen) < 2:
-        assert time.monotonic() < deadline, f"only {seen} answered"
-        seen.update(processes(client, 4))
-    answers = {chat(client).json()["choices"][0]["message"]["content"] for _ in range(4)}
-    assert len(answers) == 1
-    dead = seen.pop()
-    os.kill(dead, signal.SIGKILL)
-    alive: list[int] = []
-    while len(alive) < 10:  # what was on its way to the dead one may fail; what comes then may not
-        assert time.monotonic() < deadline
-        found = processes(client, 10)
-        alive = found if len(found) == 10 else []
-    assert dead not in alive
 
 
 def test_answers_stream(client: httpx.Client) -> None:
@@ -129,6 +110,24 @@ def test_a_missing_route_is_named_also_under_a_prefix(client: httpx.Client) -> N
     reply = client.post("/v1/completions", json={})
     assert reply.status_code == 404
     assert "send a chat request to /v1/chat/completions" in reply.json()["error"]["message"]
+
+
+def test_both_replicas_answer_and_one_goes_on_alone(client: httpx.Client) -> None:
+    deadline = time.monotonic() + DEADLINE
+    seen: set[int] = set()
+    while len(seen) < 2:
+        assert time.monotonic() < deadline, f"only {seen} answered"
+        seen.update(processes(client, 4))
+    answers = {chat(client).json()["choices"][0]["message"]["content"] for _ in range(4)}
+    assert len(answers) == 1
+    dead = seen.pop()
+    os.kill(dead, signal.SIGKILL)
+    alive: list[int] = []
+    while len(alive) < 10:  # what was on its way to the dead one may fail; what comes then may not
+        assert time.monotonic() < deadline
+        found = processes(client, 10)
+        alive = found if len(found) == 10 else []
+    assert dead not in alive
 
 
 # Arguments
