@@ -159,15 +159,14 @@ def test_an_ordinary_lora_changes_the_language_model_alone(tmp_path, capfd, monk
 
 
 @pytest.mark.parametrize(
-    "targets",
+    ("targets", "flag"),
     [
-        NAMES,
-        rf".*({'|'.join(NAMES)})",
-        r".*vision_tower\.vision_tower\.vision_model\..*(q|k|v)_proj|model\.layers\..*_proj",
+        (NAMES, UNIFORM),
+        (rf".*({'|'.join(NAMES)})", None),
+        (r".*vision_tower\.vision_tower\.vision_model\..*(q|k|v)_proj|model\.layers\..*_proj", UNIFORM),
     ],
     ids=["list", "regex", "regex that names the tower"],
 )
-@pytest.mark.parametrize("flag", [None, UNIFORM], ids=["clip", "qlip"])
 def test_a_lora_of_the_towers_layers_reaches_them(tmp_path, weights, whole, targets, flag):
     lora = Lora(weights, [*LANGUAGE, *TOWER])
     model = load(lora.write(tmp_path, target_modules=targets), whole, qlip=flag)

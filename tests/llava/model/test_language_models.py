@@ -48,7 +48,12 @@ def expected(theirs):
         return theirs(input_ids=long, pixel_values=PIXELS, attention_mask=torch.ones_like(long)).logits
 
 
-@pytest.mark.parametrize("qlip", [None, NATIVE_TREE], ids=["clip", "qlip at the native grid"])
+@pytest.mark.parametrize(
+    ("kind", "qlip"),
+    [*((kind, None) for kind in KINDS), *((kind, NATIVE_TREE) for kind in ("mistral, window", "llama 3", "mpt"))],
+    indirect=["kind"],
+    scope="module",
+)
 @torch.no_grad()
 def test_logits_of_images_and_of_text_and_a_greedy_answer_equal_transformers(theirs, folder, expected, kind, qlip):
     qlip = {**qlip, **COUNTED} if qlip and kind == "mpt" else qlip
@@ -65,6 +70,7 @@ def test_logits_of_images_and_of_text_and_a_greedy_answer_equal_transformers(the
     torch.testing.assert_close(ours(text).logits, theirs(input_ids=text).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["mistral", "yi", "qwen2", "mpt"], indirect=True, scope="module")
 @torch.no_grad()
 def test_a_saved_checkpoint_has_llavas_names_and_loads_by_the_auto_classes(theirs, kind, folder, expected, tmp_path):
     load_pretrained_model(folder, device="cpu")[1].save_pretrained(tmp_path)
@@ -76,6 +82,7 @@ def test_a_saved_checkpoint_has_llavas_names_and_loads_by_the_auto_classes(their
     torch.testing.assert_close(got, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["mistral, window", "llama 3", "qwen2, window", "mpt"], indirect=True, scope="module")
 @torch.no_grad()
 def test_transformers_format_loads(theirs, expected, tmp_path):
     theirs.save_pretrained(tmp_path)

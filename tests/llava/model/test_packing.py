@@ -110,7 +110,7 @@ def case(request) -> tuple[Any, dict[str, Any]]:
     return make_case(request.param)
 
 
-@hypothesis_settings(max_examples=4)
+@hypothesis_settings(max_examples=3)
 @given(packs=st.lists(st.integers(0, 3), min_size=len(PROMPTS), max_size=len(PROMPTS)))
 def test_each_prompt_has_the_logits_that_it_has_alone(every_case, packs):
     model, batch = every_case

@@ -114,8 +114,9 @@ def test_nothing_runs_where_nothing_is_trained(model, encoded, monkeypatch):
     assert encoded == []
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_trains_the_projector_of_a_frozen_trunk(model, reentrant):
+@pytest.mark.parametrize(("tower", "reentrant"), [("clip", True), ("qlip", False), ("qlip with a thumbnail", True)])
+def test_checkpointing_trains_the_projector_of_a_frozen_trunk(tower, reentrant):
+    model = make_model(TOWERS[tower])
     model.model.mm_projector.requires_grad_(True)
     labels, found = ABOUT_IMAGES.clamp(min=-100), []
     for checkpoint in (False, True):
@@ -130,8 +131,9 @@ def test_checkpointing_trains_the_projector_of_a_frozen_trunk(model, reentrant):
         torch.testing.assert_close(found[1][name], gradient)
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_trains_the_tower(model, reentrant):
+@pytest.mark.parametrize(("tower", "reentrant"), [("clip", False), ("qlip", True), ("qlip with a thumbnail", False)])
+def test_checkpointing_trains_the_tower(tower, reentrant):
+    model = make_model(TOWERS[tower])
     unfreeze(model.get_vision_tower())
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model(ABOUT_IMAGES, labels=ABOUT_IMAGES.clamp(min=-100), images=IMAGES).loss.backward()

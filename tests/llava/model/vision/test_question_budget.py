@@ -179,13 +179,17 @@ def test_generate_asks_about_the_pictures_that_are_shown_and_leaves_the_others_o
         refine_pixels(model, torch.cat([prompts, prompts]), None, [image])
 
 
-@pytest.mark.parametrize("labelled", ["all text", "everything", "nothing"])
-def test_a_loss_without_a_question_is_that_of_the_scores(labelled: str) -> None:
-    """As of a caption, or of labels that are the prompt itself; an image at the end may be asked for its features."""
-    models = {
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    return {
         budget: load_pretrained_model(demo_model_path(), device="cpu", qlip={"max_tokens": 96, "budget": budget})
         for budget in ("score", "question")
     }
+
+
+@pytest.mark.parametrize("labelled", ["all text", "everything", "nothing"])
+def test_a_loss_without_a_question_is_that_of_the_scores(models: dict[str, Any], labelled: str) -> None:
+    """As of a caption, or of labels that are the prompt itself; an image at the end may be asked for its features."""
     image = Image.fromarray(scene(PRESETS["detail"], 8, 0).image)
     ids = torch.tensor([[1, IMAGE_TOKEN_INDEX] + ([] if labelled == "nothing" else TEXTS[0])])
     labels = {"all text": ids.masked_fill(ids < 2, -100), "everything": ids.clone(), "nothing": None}[labelled]

@@ -216,37 +216,22 @@ def test_waiting_for_a_busy_pool_ends_with_503() -> None:
 
 
 @linux
-def test_its_processes_hold_no_secrets_and_no_torch(pool: DecoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_finds_the_source_tree_holds_no_secrets_and_no_torch_and_ends_with_its_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LLAVA_API_KEY", "secret-key")
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
-    fresh = DecoderPool(1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    pool, before = DecoderPool(1), {process.pid for process in children()}
     try:
-        before = {process.pid for process in children()}
-        fresh.decode(GOOD)
+        assert pool.decode(GOOD).size == (64, 64)
         (process,) = [process for process in children() if process.pid not in before]
         assert "secret-key" not in str(process.environ())
         assert not any("torch" in entry.path for entry in process.memory_maps())
     finally:
-        fresh.close()
-
-
-def test_closing_ends_the_processes() -> None:
-    pool = DecoderPool(1)
-    before = {process.pid for process in children()}
-    pool.decode(GOOD)
-    (process,) = [process for process in children() if process.pid not in before]
-    pool.close()
-    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
-def test_a_source_tree_that_is_not_installed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    pool = DecoderPool(1)
-    try:
-        assert pool.decode(GOOD).size == (64, 64)
-    finally:
         pool.close()
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     assert os.getcwd() == str(tmp_path)
 
 

@@ -21,7 +21,7 @@ from llava.utils import demo_model_path
 from tests.llava.serve.engine.engines import Hold
 from tests.llava.serve.openai.serving import QUESTION
 
-GREEDY = Sampling(temperature=0, max_new_tokens=12, logprobs=0)
+GREEDY = Sampling(temperature=0, max_new_tokens=6, logprobs=0)
 CLIP = QLIPOptions(enabled=False)
 TRAINED = 128  # positions
 LONG = "Is there a ring? " * 40 + QUESTION  # takes more; QUESTION does not

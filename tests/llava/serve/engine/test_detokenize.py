@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava.model.loading.tokenizer import load_tokenizer
@@ -28,6 +28,7 @@ def tokenizer() -> object:
     return load_tokenizer(demo_model_path())
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=40))
 def test_the_pieces_of_a_text_join_to_it(tokenizer: object, text: str) -> None:
     ids = tokenizer(text, add_special_tokens=False).input_ids
@@ -37,6 +38,7 @@ def test_the_pieces_of_a_text_join_to_it(tokenizer: object, text: str) -> None:
 BYTES = st.integers(3, 258)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.one_of(BYTES, st.integers(0, 607)), max_size=30))
 def test_the_pieces_of_any_tokens_join_to_their_decoding(tokenizer: object, ids: list[int]) -> None:
     """Special tokens, and bytes that form no character, included."""

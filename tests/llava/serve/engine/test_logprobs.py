@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava.model.loading.tokenizer import load_tokenizer
@@ -37,6 +37,7 @@ def said(tokenizer: Any, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[st
     return "".join(pieces), row.logprobs
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=30))
 def test_the_bytes_of_the_tokens_join_to_the_text(tokenizer: Any, text: str) -> None:
     ids = tokenizer(text, add_special_tokens=False).input_ids
@@ -45,6 +46,7 @@ def test_the_bytes_of_the_tokens_join_to_the_text(tokenizer: Any, text: str) -> 
     assert [token.token.logprob for token in tokens] == [-float(i) for i in range(len(tokens))]
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(259, 607), max_size=20))
 def test_the_texts_of_whole_tokens_join_to_the_text(tokenizer: Any, ids: list[int]) -> None:
     content, tokens = said(tokenizer, ids)
@@ -54,6 +56,7 @@ def test_the_texts_of_whole_tokens_join_to_the_text(tokenizer: Any, ids: list[in
     assert [token.top for token in tokens] == [(token.token,) for token in tokens]
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 700).filter(lambda token: token != END), max_size=20))
 def test_any_tokens_are_listed_one_by_one(tokenizer: Any, ids: list[int]) -> None:
     """Special tokens, bytes that form no character and ids of no token included."""

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from openai import OpenAI
+from openai.types.chat import ChatCompletion
 
 from llava.images import ImageLimits
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import EngineLimits
 from llava.serve.http.limits import RequestLimits
-from tests.llava.serve.openai.serving import DEADLINE, api
+from tests.llava.serve.openai.serving import DEADLINE, api, body
 
 KEY = "sesame"
 LIMITS = RequestLimits(
@@ -37,6 +38,12 @@ def client(served: tuple[ChatEngine, str]) -> Iterator[OpenAI]:
     """OpenAI's own client of that API."""
     with OpenAI(base_url=served[1], api_key=KEY, max_retries=0, timeout=DEADLINE) as client:
         yield client
+
+
+@pytest.fixture(scope="package")
+def answer(client: OpenAI) -> ChatCompletion:
+    """What that API answers to a plain request, greedily and to its end."""
+    return client.chat.completions.create(**body())
 
 
 @pytest.fixture(scope="package")

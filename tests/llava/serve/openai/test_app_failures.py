@@ -79,7 +79,7 @@ def test_the_answer_of_a_client_that_has_gone_is_cancelled(stream: bool) -> None
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_whose_client_has_gone_waits_no_more(stream: bool) -> None:
     with api() as (engine, client), ThreadPoolExecutor(1) as pool, Gate(engine) as gate:
-        first = pool.submit(client.post, CHAT, json=body())
+        first = pool.submit(client.post, CHAT, json=body(max_tokens=2))
         assert gate.reached.wait(DEADLINE)
         with leaving(client, body(stream=stream)):
             assert gate.await_submitted(2)
@@ -119,16 +119,16 @@ def read_until(connection: socket.socket, word: bytes) -> bytes:
 def test_a_full_queue_says_when_to_come_again(stream: bool) -> None:
     with api(engine_limits=EngineLimits(max_waiting=1)) as (engine, client):
         with ThreadPoolExecutor(2) as pool, Gate(engine) as gate:
-            taken = [pool.submit(client.post, CHAT, json=body())]
+            taken = [pool.submit(client.post, CHAT, json=body(max_tokens=2))]
             assert gate.reached.wait(DEADLINE)
-            taken.append(pool.submit(client.post, CHAT, json=body()))
+            taken.append(pool.submit(client.post, CHAT, json=body(max_tokens=2)))
             assert gate.await_submitted(2, taken)
             refused = client.post(CHAT, json=body(stream=stream))
             assert error_of(refused, 429, "overloaded")["type"] == "rate_limit_error"
             assert int(refused.headers["retry-after"]) >= 1
             gate.opened.set()
             assert [future.result(DEADLINE).status_code for future in taken] == [200, 200]
-        assert client.post(CHAT, json=body()).status_code == 200
+        assert client.post(CHAT, json=body(max_tokens=2)).status_code == 200
 
 
 def test_a_server_that_shuts_down_is_not_healthy_but_ends_its_answers() -> None:
