@@ -23,7 +23,7 @@ SETTINGS = {
 }
 ROWS = [[1, 20, IMAGE_TOKEN_INDEX, 30], [1, IMAGE_TOKEN_INDEX, 40, 41, IMAGE_TOKEN_INDEX], [1, 50, 51, 52]]
 PICTURES = [picture(112, 112, 1), picture(224, 140, 2), picture(130, 336, 3)]
-GREEDY = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
+GREEDY = {"do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4}
 
 
 @pytest.fixture(scope="module")

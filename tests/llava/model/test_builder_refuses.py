@@ -77,13 +77,9 @@ def test_transformers_other_models_are_refused_by_name(tmp_path, changes, name, 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"unfreeze_mm_vision_tower": True},
-        {"s2": False, "s2_scales": "336,672,1008"},
-        {"mm_patch_merge_type": "flat", "image_grid_pinpoints": PINPOINTS},
-        {"mm_patch_merge_type": None},
-        {"mm_resampler_type": None},
-        {"image_aspect_ratio": "square"},
-        {"mm_patch_merge_type": "spatial"},
+        {"unfreeze_mm_vision_tower": True, "mm_patch_merge_type": "flat", "image_grid_pinpoints": PINPOINTS},
+        {"s2": False, "s2_scales": "336,672,1008", "mm_patch_merge_type": None, "mm_resampler_type": None},
+        {"mm_patch_merge_type": "spatial", "image_aspect_ratio": "square"},
     ],
     ids=str,
 )

@@ -82,7 +82,7 @@ def test_a_padded_batch_has_the_logits_of_transformers(ours, theirs, side):
 def test_guidance_answers_as_transformers(ours, theirs, beams):
     """Away from each prompt's last token where no negative prompt is given; ours is padded on the other side."""
     rows = [PROMPTS["one image"], PROMPTS["two images"]]
-    options = {"do_sample": False, "max_new_tokens": 8, "num_beams": beams, "guidance_scale": 3.0}
+    options = {"do_sample": False, "max_new_tokens": 4, "num_beams": beams, "guidance_scale": 3.0}
     long, long_mask = pad([expanded(row) for row in rows], "left")
     answer = theirs.generate(input_ids=long, attention_mask=long_mask, pixel_values=pictures(3), **options)
     padded, mask = pad(rows, "right")

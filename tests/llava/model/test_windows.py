@@ -60,9 +60,15 @@ def band(real: torch.Tensor, bias: torch.Tensor, window: int | None) -> torch.Te
     return mask
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("kind", WINDOWED)
+@pytest.mark.parametrize(
+    ("kind", "side", "attention"),
+    [
+        ("mistral, window", "left", "sdpa"),
+        ("mistral, window", "right", "eager"),
+        ("qwen2, window", "left", "eager"),
+        ("qwen2, window", "right", "sdpa"),
+    ],
+)
 @torch.no_grad()
 def test_logits_are_those_of_full_attention_with_a_band(kind, side, attention):
     model = make_model(kind, attention)
@@ -89,8 +95,7 @@ def test_logits_are_those_of_full_attention_with_a_band(kind, side, attention):
     assert (got[real] - full(**fields).logits[real]).abs().max() > 1e-3  # the window matters
 
 
-@pytest.mark.parametrize("cache", [None, "static"])
-@pytest.mark.parametrize("kind", WINDOWED)
+@pytest.mark.parametrize(("kind", "cache"), [("mistral, window", "static"), ("qwen2, window", None)])
 @torch.no_grad()
 def test_generation_with_a_cache_gives_the_tokens_of_the_whole_sequence(kind, cache):
     """The cache drops keys that no window reaches; every step is compared with a pass over all tokens."""

@@ -104,12 +104,13 @@ def test_a_refused_body_is_freed_at_once_and_not_with_the_garbage(
 def test_large_bodies_leave_no_memory_with_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     returned: list[None] = []
     monkeypatch.setattr(bodies, "return_memory", lambda: returned.append(None))
-    counted = Counted(200 * MIB, max_body=100 * MIB)
+    monkeypatch.setattr(bodies, "LARGE", MIB // 32)
+    counted = Counted(10 * MIB)
     counted.go.set()
     with served(counted.app) as url:
-        assert httpx.post(url, content=b"x" * 2 * MIB, timeout=DEADLINE).text == str(2 * MIB)
+        assert httpx.post(url, content=b"x" * MIB, timeout=DEADLINE).text == str(MIB)
         assert returned == []  # not worth the time
-        assert httpx.post(url, content=b"x" * 70 * MIB, timeout=DEADLINE).text == str(70 * MIB)
+        assert httpx.post(url, content=b"x" * 3 * MIB, timeout=DEADLINE).text == str(3 * MIB)
         eventually(lambda: returned == [None])
 
 
