@@ -107,15 +107,24 @@ def test_logits_of_a_batch_are_those_of_its_rows_alone(model):
         torch.testing.assert_close(logits[: len(alone)], alone, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("prompt", [ROWS[1], [1, IMAGE, 40, IMAGE]], ids=["ends in text", "ends in an image"])
-@torch.no_grad()
-def test_cached_generation_equals_a_full_pass_over_the_longer_prompt(model, prompt):
-    """Positions continue after the image's span, and the key bias stays, through the cache."""
+def check_each_token(model, prompt: list[int]) -> None:
+    """Compares a greedy answer with full passes over the prompt and what has been answered."""
     images = IMAGES[:2]
     answer = model.generate(torch.tensor([prompt]), images=images, **GREEDY)[0].tolist()
     for length in range(len(answer)):
         full = model(torch.tensor([prompt + answer[:length]]), images=images).logits[0, -1]
         assert int(full.argmax()) == answer[length]
+
+
+@torch.no_grad()
+def test_cached_generation_equals_a_full_pass_over_the_longer_prompt(model):
+    """Positions continue after the image's span, and the key bias stays, through the cache."""
+    check_each_token(model, ROWS[1])
+
+
+@torch.no_grad()
+def test_an_answer_may_begin_right_after_an_image(biased):
+    check_each_token(biased, [1, IMAGE, 40, IMAGE])
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         ("the same", 2, SHORT),
         ("changed", 1, SEEDED),
         ("question", 1, SHORT),
-        ("question, changed", 2, SEEDED),
+        ("question, changed", 1, SEEDED),
     ],
 )
 def test_a_conversation_is_as_without_reuse(
