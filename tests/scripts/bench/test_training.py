@@ -6,12 +6,14 @@ import argparse
 import json
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from llava.model.loading.tokenizer import load_tokenizer
 from llava.utils import demo_model_path
+from scripts.bench import training_ways
 from scripts.bench.training import data_table, steps_table
-from scripts.bench.training_ways import LONGEST, SHORTEST, SIDES, WAYS, WORKERS, measure, write_samples
+from scripts.bench.training_ways import LONGEST, SHORTEST, SIDES, WAYS, measure, write_samples
 
 
 def test_answers_are_short_and_long_and_images_of_every_size(tmp_path: Path) -> None:
@@ -26,16 +28,24 @@ def test_answers_are_short_and_long_and_images_of_every_size(tmp_path: Path) -> 
     assert all(("<image>" in sample["conversations"][0]["value"]) == ("image" in sample) for sample in samples)
 
 
-def test_every_way_trains_on_the_same_tokens_within_the_same_budget(tmp_path: Path) -> None:
-    options = argparse.Namespace(samples=4, batch_size=2, max_length=768, repeats=1, bf16=False)
-    figures = measure("demo", options, tmp_path)
+def test_every_way_trains_on_the_same_tokens_within_the_same_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With small images and answers, and a small model in place of the benchmark's own."""
+    small = {"SIDES": (112, 168), "LONGEST": 60, "WARM_UP": 0, "WORKERS": (0, 1)}
+    small["VISION"] = {**training_ways.VISION, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3}
+    small["TEXT"] = {**training_ways.TEXT, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    for name, value in small.items():
+        monkeypatch.setattr(training_ways, name, value)
+    options = argparse.Namespace(samples=4, batch_size=2, max_length=512, repeats=1, bf16=False)
+    figures = measure("random-13m", options, tmp_path)
     ways = figures["ways"]
     assert [way["name"] for way in ways] == list(WAYS)
     assert len({way["target_tokens"] for way in ways}) == 1
     assert all(way["samples"] == 4 and len(way["rates"]) == 1 and way["rates"][0] > 0 for way in ways)
     assert max(way["longest"] for way in ways[2:]) <= min(way["longest"] for way in ways[:2])
-    assert [row["workers"] for row in figures["data"]] == list(WORKERS)
-    assert steps_table("demo", ways).count("\n") == 1 + len(WAYS)
+    assert [row["workers"] for row in figures["data"]] == [0, 1]
+    assert steps_table("random-13m", ways).count("\n") == 1 + len(WAYS)
 
 
 def test_the_tables_show_medians_of_ratios_within_a_turn() -> None:
