@@ -100,17 +100,17 @@ def test_the_engine_that_answers_logs_no_flags_of_servers(engine, model, questio
 
 
 def test_processes_share_the_questions(engine, model, questions):
-    parts: list[int] = []
+    parts, questions = [], questions[:4]
 
     def gather(right: int) -> list[int]:
         parts.append(right)
         return parts
 
     whole = make_evaluation(engine, questions)(model, "test")["test_exact_match"]
-    for rank in range(5):
-        result = make_evaluation(engine, questions, rank=rank, world_size=5, gather=gather)(model)
+    for rank in range(3):
+        result = make_evaluation(engine, questions, rank=rank, world_size=3, gather=gather)(model)
     assert result["eval_exact_match"] == pytest.approx(whole)
-    assert 100 * sum(parts) / 12 == pytest.approx(whole)
+    assert 0 < 100 * sum(parts) / 4 == pytest.approx(whole)
 
 
 def test_the_wrappers_of_training_change_no_answer(engine, model, questions):
@@ -151,7 +151,7 @@ def test_training_continues_as_if_nothing_had_been_asked(engine, model, question
     loss, gradient = step()
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    make_evaluation(engine, questions)(model)
+    make_evaluation(engine, questions[:2])(model)
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     again, gradient_again = step()
@@ -251,5 +251,6 @@ def test_a_run_asks_at_every_evaluation_and_trains_as_without(tmp_path):
     with_questions = train(argv=[*asked, "--output_dir", str(tmp_path / "a")]).state.log_history
     without = train(argv=[*flags, "--output_dir", str(tmp_path / "b")]).state.log_history
     assert [line["eval_exact_match"] for line in with_questions if "eval_exact_match" in line] == [0.0, 0.0]
+    assert not any("eval_loss" in line for line in with_questions)  # for which there are no samples
     losses = [[line["loss"] for line in log if "loss" in line] for log in (with_questions, without)]
     assert losses[0] == losses[1] and len(losses[0]) == 2

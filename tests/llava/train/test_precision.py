@@ -53,17 +53,17 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor], *parts: st
 
 
 @pytest.mark.parametrize(
-    ("flags", "file"),
+    ("base", "flags", "file"),
     [
-        ({"tune_mm_mlp_adapter": True}, "mm_projector.bin"),
-        (LORA, "non_lora_trainables.bin"),
-        ({**LORA, "freeze_mm_mlp_adapter": True}, "non_lora_trainables.bin"),
-        ({**LORA, "bits": 4}, "non_lora_trainables.bin"),
+        ("llava", {"tune_mm_mlp_adapter": True}, "mm_projector.bin"),
+        ("parts", {**LORA, "freeze_mm_mlp_adapter": True}, "non_lora_trainables.bin"),
+        ("llava", {**LORA, "bits": 4}, "non_lora_trainables.bin"),
+        ("parts", {**LORA, "bits": 4}, "non_lora_trainables.bin"),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("base", ["llava", "parts"])
 def test_the_projector_is_written_as_it_was_read(bases, data, tmp_path, base, flags: dict[str, Any], file: str) -> None:
+    """The next test has a projector that is trained beside adapters."""
     train_from(base, bases, data, tmp_path, **flags)
     assert_equal(read(tmp_path / file), projector_state(transformers_model()), "mm_projector")
 

@@ -21,6 +21,7 @@ from tests.llava.checkpoints import PICTURE, logits
 from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import train_on, write_text_model
 
+CHECKPOINTS = {"save_strategy": "steps", "save_steps": 1}
 PARTS = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "image_aspect_ratio": "pad"}
 
 
@@ -37,7 +38,7 @@ def train(bases, data):
 
     def train(out: Path, **flags):
         chosen = {**PARTS, "vision_tower": bases / "clip", "pretrain_mm_mlp_adapter": bases / "mm_projector.bin"}
-        chosen |= {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 1}
+        chosen |= {"per_device_train_batch_size": 2, "learning_rate": 1e-2}
         return train_on(bases / "vicuna", data, out, **{**chosen, **flags})
 
     return train
@@ -57,24 +58,25 @@ def bare(trainer):
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-@pytest.mark.parametrize("qlip", [False, True])
-def test_the_projector_alone(bases, tmp_path, train, qlip):
-    trainer = train(tmp_path, tune_mm_mlp_adapter=True, qlip=qlip)
+def test_the_projector_alone(bases, tmp_path, train):
+    trainer = train(tmp_path, tune_mm_mlp_adapter=True, qlip=True, **CHECKPOINTS)
     assert names(tmp_path) == {"config.json", "mm_projector.bin", "trainer_state.json"}
     assert {"config.json", "mm_projector.bin", "optimizer.pt", "trainer_state.json"} <= names(tmp_path / "checkpoint-1")
     state = torch.load(tmp_path / "mm_projector.bin", weights_only=True)
     assert sorted(state) == [f"model.mm_projector.{i}.{kind}" for i in (0, 2) for kind in ("bias", "weight")]
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["use_cache"] and config["tune_mm_mlp_adapter"] and config["qlip"] is qlip
+    assert config["use_cache"] and config["tune_mm_mlp_adapter"] and config["qlip"] is True
     model = load(tmp_path, bases / "vicuna")
     torch.testing.assert_close(logits(model), logits(bare(trainer)), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(logits(model), logits(load(tmp_path / "checkpoint-1", bases / "vicuna")), atol=1e-2)
 
 
 def test_the_embeddings_of_image_marks(bases, tmp_path, train):
-    trainer = train(tmp_path / "out", tune_mm_mlp_adapter=True, mm_use_im_start_end=True, pretrain_mm_mlp_adapter=None)
+    chosen = {"mm_use_im_start_end": True, "pretrain_mm_mlp_adapter": None, "qlip": False}
+    trainer = train(tmp_path / "out", tune_mm_mlp_adapter=True, **chosen)
     state = torch.load(tmp_path / "out" / "mm_projector.bin", weights_only=True)
     assert "model.embed_tokens.weight" in state
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["qlip"] is False
     model = load(tmp_path / "out", bases / "vicuna")
     # What the output layer says of the marks themselves is neither trained nor saved, as in LLaVA.
     ours, wanted = (logits(one)[..., :360] for one in (model, bare(trainer)))
@@ -82,7 +84,7 @@ def test_the_embeddings_of_image_marks(bases, tmp_path, train):
 
 
 def test_the_whole_model(tmp_path, train):
-    trainer = train(tmp_path, unfreeze_mm_vision_tower=True)
+    trainer = train(tmp_path, unfreeze_mm_vision_tower=True, **CHECKPOINTS)
     wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"}
     for folder in (tmp_path, tmp_path / "checkpoint-1"):
         assert wanted | {"training_args.bin", "trainer_state.json"} <= names(folder)
@@ -94,7 +96,7 @@ def test_the_whole_model(tmp_path, train):
 
 def test_a_whole_model_is_saved_in_the_dtype_that_it_computed_in(tmp_path, train):
     """But checkpoints keep the float32 weights, without which a run could not continue exactly."""
-    train(tmp_path, bf16=True)
+    train(tmp_path, bf16=True, **CHECKPOINTS)
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["torch_dtype"] == config["dtype"] == "bfloat16"
@@ -113,9 +115,9 @@ def test_tied_weights_are_written_once(tmp_path, train):
 LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 16}
 
 
-@pytest.mark.parametrize("flags", [{}, {"lora_bias": "all"}, {"unfreeze_mm_vision_tower": True}, {"qlip": True}])
+@pytest.mark.parametrize("flags", [{"lora_bias": "all"}, {"unfreeze_mm_vision_tower": True, "qlip": True}])
 def test_adapters(bases, tmp_path, train, flags):
-    trainer = train(tmp_path / "llava-lora", **LORA, **flags)
+    trainer = train(tmp_path / "llava-lora", **LORA, **flags, **CHECKPOINTS)
     out = tmp_path / "llava-lora"
     for folder in (out, out / "checkpoint-1"):
         files = {"adapter_config.json", "adapter_model.safetensors", "config.json", "non_lora_trainables.bin"}
