@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from playground import trainer
 from playground.model import DemoModel, llava_state_dict, save_checkpoint
 from playground.packing import Packer
 from playground.schedules import CHECKPOINTS, SCHEDULES, Schedule, TrainingConfig
@@ -59,7 +61,9 @@ def test_a_stage_trains_all_its_parameters(name, tokenizer, around, tmp_path):
     assert [name for name in still if not name.endswith("k_proj.bias")] == []
 
 
-def test_the_command_leaves_a_checkpoint(tmp_path):
+def test_the_command_leaves_a_checkpoint(tmp_path, monkeypatch):
+    small = {name: replace(schedule, batch=2) for name, schedule in SCHEDULES.items()}
+    monkeypatch.setattr(trainer, "SCHEDULES", small)
     train(TrainingConfig(out=tmp_path, scenes=4, steps_scale=1e-6))
     assert {path.name for path in (tmp_path / CHECKPOINTS["joint"]).iterdir()} == {
         "config.json",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -167,7 +166,7 @@ TURN_SETTINGS = {
 }
 """For conversations of several turns."""
 
-GREEDY = {"do_sample": False, "max_new_tokens": 6}
+GREEDY = {"do_sample": False, "max_new_tokens": 4}
 PROMPTS = ["USER: <image>\nwhat? ASSISTANT:", "<image> and <image>: which?", "no picture", "see <image>"]
 PICTURES = [picture(56, 56, 0), picture(112, 168, 1), picture(56, 98, 2), picture(140, 140, 3)]
 """For `PROMPTS`, in order."""
@@ -178,10 +177,9 @@ def attached(kind: str, **settings: Any) -> Any:
     return qlip.attach(make_language_model(kind), make_processor(kind), **settings)
 
 
-def pair_kinds(settings: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of kind and settings: LLaVA with each of `settings`, the others with those of `TURN_SETTINGS`."""
-    others = [("llava_next", "defaults"), ("llava_next", "sequential"), ("vipllava", "biased")]
-    return [("llava", name) for name in settings] + others
+def pair_kinds(*settings: str) -> list[tuple[str, str]]:
+    """Pairs of kind and settings: LLaVA with each of `settings`, two others with those of `TURN_SETTINGS`."""
+    return [*(("llava", name) for name in settings), ("llava_next", "defaults"), ("vipllava", "biased")]
 
 
 def ask(processor: Any, prompts: list[str], pictures: list[Image.Image]) -> Any:

@@ -33,7 +33,7 @@ def kind(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=pair_kinds(TURN_SETTINGS), ids="-".join)
+@pytest.fixture(scope="module", params=pair_kinds("defaults", "sequential"), ids="-".join)
 def read(request):
     """A model, its inputs about an image each, and the cache that they leave."""
     kind, name = request.param
