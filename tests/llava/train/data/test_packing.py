@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava.train.data.packing import assign_rows
@@ -44,6 +44,7 @@ def test_the_same_lengths_have_the_same_rows(lengths, capacity):
     assert assign_rows(lengths, capacity) == assign_rows(lengths, capacity)
 
 
+@settings(max_examples=50)
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5), order=st.randoms(use_true_random=False))
 def test_rows_are_few_in_any_order(lengths, order):
     """The bound of first fit decreasing (Dósa 2007): 11/9 of the optimum, and 6/9."""
@@ -52,6 +53,7 @@ def test_rows_are_few_in_any_order(lengths, order):
     assert len(set(assign_rows(lengths, 12))) <= 11 / 9 * fewest + 6 / 9
 
 
+@settings(max_examples=50)
 @given(plan=st.lists(st.lists(st.integers(1, 10), min_size=1, max_size=6).filter(lambda row: sum(row) <= 20)))
 def test_samples_sorted_by_the_rows_of_a_plan_take_no_more_rows(plan):
     lengths = [length for row in plan for length in row]
