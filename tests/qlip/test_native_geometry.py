@@ -136,8 +136,10 @@ def logits(engine: ChatEngine, image: Image.Image, chosen: QLIPConfig | None) ->
         return engine.model(input_ids=ids, images=tokens).logits
 
 
-@pytest.mark.parametrize("side", [90, 112, 300, 448, 1000])
-@pytest.mark.parametrize("bias", [{}, {"size_bias": 1.0, "llm_size_bias": 1.0, "llm_weight": "native"}], ids=str)
+BIASED = {"size_bias": 1.0, "llm_size_bias": 1.0, "llm_weight": "native"}
+
+
+@pytest.mark.parametrize(("side", "bias"), [(90, {}), (448, {}), (112, BIASED), (300, BIASED), (1000, BIASED)], ids=str)
 def test_an_unsplit_tree_of_any_square_image_gives_clips_logits(engine, side, bias):
     image = photograph("astronaut", (side, side))
     chosen = QLIPConfig(geometry="native", leaf_position="native", alpha=math.inf, **bias)

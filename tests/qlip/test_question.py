@@ -60,7 +60,7 @@ def greedy(tree: QuestionCut, relevance: torch.Tensor) -> list[tuple[int, ...]]:
     return sorted(leaves)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.tuples(st.integers(4, 24), st.integers(4, 24)),
     st.integers(0, 50),

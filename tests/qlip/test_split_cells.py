@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
 
@@ -73,6 +73,7 @@ def test_pixels_of_a_cell_are_its_leaves_halved_as_torch_resizes():
     torch.testing.assert_close(join_patches(cut, split), expected, atol=1e-5, rtol=0)
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 2**16))
 def test_a_cell_of_one_colour_keeps_it_however_it_is_split(seed):
     leaves = random_tree(seed, 16, 4)

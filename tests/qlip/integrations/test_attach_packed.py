@@ -157,17 +157,21 @@ def test_a_language_model(llava, kind):
     refused(message, model.get_image_features, **wrong)
 
 
-@pytest.mark.parametrize("kind", WRONG)
-@pytest.mark.parametrize("family", ["vision", "contrastive"])
-@torch.no_grad()
-def test_a_vision_model(family, kind):
+@pytest.fixture(scope="module", params=["vision", "contrastive"])
+def call_and_packed(request):
+    """What encodes packed images, and an image that it takes."""
     settings = {name: value for name, value in TREE.items() if name != "llm_size_bias"}
-    if family == "vision":
+    if request.param == "vision":
         model, processor = qlip.attach(make_vision_model("clip"), **settings)
-        packed, call = dict(processor.pack(PICTURES[1:2])), model
-    else:
-        model, processor = qlip.attach(make_contrastive_model("clip"), make_contrastive_processor(), **settings)
-        packed, call = dict(processor.image_processor.pack(PICTURES[1:2])), model.get_image_features
+        return model, dict(processor.pack(PICTURES[1:2]))
+    model, processor = qlip.attach(make_contrastive_model("clip"), make_contrastive_processor(), **settings)
+    return model.get_image_features, dict(processor.image_processor.pack(PICTURES[1:2]))
+
+
+@pytest.mark.parametrize("kind", WRONG)
+@torch.no_grad()
+def test_a_vision_model(call_and_packed, kind):
+    call, packed = call_and_packed
     call(**packed)
     function, message = WRONG[kind]
     refused(message, call, **function(packed))

@@ -170,7 +170,7 @@ def test_lora(attached_first):
     if not attached_first:
         _, processor = qlip.attach(adapted.get_base_model(), processor, **TREE)
     inputs = ask(processor, PROMPTS[:1], PICTURES[1:2])
-    assert adapted.generate(**inputs, **GREEDY).shape == (1, inputs["input_ids"].shape[1] + 6)
+    assert adapted.generate(**inputs, **GREEDY).shape == (1, inputs["input_ids"].shape[1] + GREEDY["max_new_tokens"])
     adapted(**inputs, labels=inputs["input_ids"]).loss.backward()
     seen = [p.grad.abs().sum() > 0 for name, p in adapted.named_parameters() if "lora_B" in name and p.grad is not None]
     assert len(seen) == 2 * 5 and all(seen)  # three layers of the tower are read, and two of the language model

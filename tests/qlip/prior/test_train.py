@@ -67,7 +67,7 @@ def test_without_pictures_the_prior_in_its_pure_form_is_the_table(files, tmp_pat
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_training_lowers_the_loss_and_leaves_the_tower_bit_by_bit_as_it_was(files, tmp_path, kind):
-    settings, accelerator = config(files, tmp_path, kind=kind, steps=25, lr=3e-3), Accelerator()
+    settings, accelerator = config(files, tmp_path, kind=kind, steps=12, lr=6e-3), Accelerator()
     tower, processor = load_tower(settings.tower), load_image_processor(settings.tower)
     before = copy.deepcopy(tower.state_dict())
     loss = PriorLoss(CoordinateMLP.load(settings.init), tower)
@@ -96,11 +96,11 @@ def test_some_pictures_are_kept_from_training(monkeypatch, count, apart):
 
 @pytest.mark.parametrize("recipe", ["paper", "released"])
 def test_a_killed_run_goes_on_to_the_same_weights(files, tmp_path, monkeypatch, recipe):
-    recipe = {**RECIPES[recipe], "kind": "whole", "batch": 2, "steps": 6}
+    recipe = {**RECIPES[recipe], "kind": "whole", "batch": 2, "steps": 4}
     whole = fit_prior(config(files, tmp_path, **recipe))
 
     def killed(step, total):
-        if step == 5:
+        if step == 3:
             raise KeyboardInterrupt
         return learning_rate_factor(step, total)
 
@@ -132,7 +132,7 @@ def fit_as_process(rank: int, port: int, settings: FitConfig) -> None:
 
 def test_two_processes_end_with_the_weights_of_one(files, tmp_path):
     """They share each batch, so only rounding may differ."""
-    settings = config(files, tmp_path, batch=4, steps=4)
+    settings = config(files, tmp_path, batch=4, steps=2)
     alone = weights(fit_prior(settings).prior)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -126,7 +126,7 @@ def test_splits_are_drawn_again_for_every_picture_and_batch(files):
 
 def test_the_command_runs_the_recipe_and_flags_override_it(files, tmp_path, capsys):
     flags = ["--tower", str(files / "whole"), "--images", str(files / "images"), "--recipe", "released"]
-    more = ["--batch", "2", "--steps", "2", "--lr", "1e-3", "--criterion", "gradient"]
+    more = ["--batch", "2", "--steps", "1", "--lr", "1e-3", "--criterion", "gradient"]
     assert main(["fit", *flags, *more, "--out", str(tmp_path / "one.safetensors")]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["grid", "consistency", "prior"]
     fitted = fit_prior(
@@ -135,7 +135,7 @@ def test_the_command_runs_the_recipe_and_flags_override_it(files, tmp_path, caps
             tmp_path / "two.safetensors",
             files / "images",
             frequencies="authors",
-            steps=2,
+            steps=1,
             batch=2,
             lr=1e-3,
             loss="projected",
@@ -158,4 +158,9 @@ def test_a_tower_without_a_projection_is_refused_in_one_line(files, tmp_path, ca
     assert (
         f"{kind}, of type '{kind}" in line and "has no visual_projection.weight" in line and "--loss distance" in line
     )
-    assert main(["fit", *flags, "--recipe", "released", "--loss", "distance", "--batch", "1", "--steps", "1"]) == 0
+
+
+def test_a_tower_without_a_projection_takes_the_loss_of_the_features(files, tmp_path):
+    flags = ["--tower", str(files / "siglip"), "--images", str(files / "images"), "--recipe", "released"]
+    more = ["--loss", "distance", "--batch", "1", "--steps", "1", "--out", str(tmp_path / "prior.safetensors")]
+    assert main(["fit", *flags, *more]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +32,16 @@ def texts(path: Path) -> list[str]:
     return re.findall(r"<text [^>]*>(.*?)</text>", path.read_text(encoding="utf-8"))
 
 
-def test_curves_carry_their_labels_axes_and_title(tmp_path):
+def test_curves_carry_their_labels_axes_and_title_and_the_legend_is_beside_them(tmp_path):
+    """Where no curve can run."""
     path = tmp_path / "new" / "curves.svg"
     plot_curves(path, [LINE, Curve("other", [1, 2], [1.0, 1.5])], "tokens", "accuracy, %", title="a title")
     assert {"line", "other", "tokens", "accuracy, %", "a title"} <= set(texts(path))
-
-
-def test_a_png_is_a_picture(tmp_path):
-    plot_curves(tmp_path / "curves.png", [LINE], "x", "y")
-    assert min(Image.open(tmp_path / "curves.png").size) > 300
+    drawn = path.read_text()
+    (frame,) = re.findall(r'<g id="patch_2">\s*<path d="M [\d.]+ [\d.]+ \s*L ([\d.]+)', drawn)
+    for label in ("line", "other"):
+        (left,) = re.findall(rf'<text [^>]*\bx="([\d.]+)"[^>]*>{label}</text>', drawn)
+        assert float(left) > float(frame)
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".png"])
@@ -47,9 +49,10 @@ def test_the_same_figure_has_the_same_bytes(tmp_path, suffix):
     for name in ("a", "b"):
         plot_curves(tmp_path / (name + suffix), [LINE], "x", "y")
     assert (tmp_path / ("a" + suffix)).read_bytes() == (tmp_path / ("b" + suffix)).read_bytes()
+    assert suffix == ".svg" or min(Image.open(tmp_path / "a.png").size) > 300
 
 
-@pytest.mark.parametrize(("count", "kind"), [(1, "bars"), (MAX_BARS, "bars"), (MAX_BARS + 1, "band")])
+@pytest.mark.parametrize(("count", "kind"), [(MAX_BARS, "bars"), (MAX_BARS + 1, "band")])
 def test_intervals_are_bars_and_those_of_many_points_a_band(tmp_path, count, kind):
     points = range(count)
     for name, bounds in (("plain", ()), ("bounded", (list(points), [x + 2 for x in points]))):
@@ -60,16 +63,6 @@ def test_intervals_are_bars_and_those_of_many_points_a_band(tmp_path, count, kin
     assert not band.search(plain) and 'id="LineCollection' not in plain
 
 
-def test_the_legend_is_beside_the_axes(tmp_path):
-    """Where no curve can run."""
-    plot_curves(tmp_path / "curves.svg", [LINE, Curve("other", [1, 2], [1.0, 1.5])], "tokens", "accuracy, %")
-    drawn = (tmp_path / "curves.svg").read_text()
-    (frame,) = re.findall(r'<g id="patch_2">\s*<path d="M [\d.]+ [\d.]+ \s*L ([\d.]+)', drawn)
-    for label in ("line", "other"):
-        (left,) = re.findall(rf'<text [^>]*\bx="([\d.]+)"[^>]*>{label}</text>', drawn)
-        assert float(left) > float(frame)
-
-
 def test_a_logarithmic_axis_has_plain_numbers(tmp_path):
     plot_curves(tmp_path / "curves.svg", [Curve("line", [64, 128, 256], [1, 2, 3])], "tokens", "y", log_x=True)
     assert {"64", "128", "256"} <= set(texts(tmp_path / "curves.svg"))
@@ -77,14 +70,13 @@ def test_a_logarithmic_axis_has_plain_numbers(tmp_path):
 
 def test_panels_share_outer_labels_and_a_legend_that_stays_the_same(tmp_path):
     panels = [[Panel([LINE], f"x {col}", f"y {row}", f"title {row}{col}") for col in range(2)] for row in range(2)]
+    panels[0][1] = replace(panels[0][1], curves=[Curve("other", [1, 2], [1, 2])])
     plot_panels(tmp_path / "panels.svg", panels)
     written = texts(tmp_path / "panels.svg")
     for text in ("x 0", "x 1", "y 0", "y 1", "title 00", "title 01", "title 10", "title 11"):
         assert written.count(text) == 1
     assert written.count("line") == 2  # once a row
-    panels[0][1] = Panel([Curve("other", [1, 2], [1, 2])], "x", "y")
-    plot_panels(tmp_path / "panels.svg", panels)
-    assert {"line", "other"} <= set(texts(tmp_path / "panels.svg"))
+    assert written.count("other") == 1  # of the one panel that has it
 
 
 def test_a_mark_is_a_line_more(tmp_path):
