@@ -137,18 +137,23 @@ def test_a_prior_is_read_and_used_alike(prior: str, defaults: dict[str, Any]):
     assert_same(under_defaults(run, **defaults), run())
 
 
+@cache
+def attach_usual(kind: str) -> Any:
+    """A model, its processor and prompts with images, made under PyTorch's own defaults."""
+    model, processor = attached(kind.split()[0], **({"tiling": "tiles"} if "tiles" in kind else {}))
+    return model, processor, ask(processor, PROMPTS, PICTURES)
+
+
 @pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_next in tiles"])
 @pytest.mark.parametrize("defaults", [{"dtype": dtype} for dtype in DTYPES] + [{"device": "meta"}], ids=str)
 @torch.no_grad()
 def test_prompts_with_images_are_placed_alike(kind: str, defaults: dict[str, Any]):
-    tiling = {"tiling": "tiles"} if "tiles" in kind else {}
-    model, processor = attached(kind.split()[0], **tiling)
-    inputs = ask(processor, PROMPTS, PICTURES)
+    model, processor, inputs = attach_usual(kind)
     images = inputs["leaf_boxes"], inputs["leaf_grids"], inputs.get("image_sizes")
 
     def run() -> Any:
         placed = model.place_images(inputs["input_ids"], inputs["attention_mask"], *images)
-        packed = {} if tiling and "device" in defaults else dict(processor.image_processor.pack(PICTURES))
+        packed = {} if "tiles" in kind and "device" in defaults else dict(processor.image_processor.pack(PICTURES))
         return [placed.positions, placed.sizes, placed.end, packed, model.span_images(*images)[0]]
 
     assert_same(under_defaults(run, **defaults), run())

@@ -28,7 +28,7 @@ def naive_patches(image: torch.Tensor, leaves: qlip.Leaves, patch_size: int) -> 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("alpha", [0.0, 0.8, 2.0, math.inf])
-@pytest.mark.parametrize("grid", [(1, 1), (1, 9), (7, 13), (17, 40), (33, 33)], ids=str)
+@pytest.mark.parametrize("grid", [(1, 1), (1, 9), (7, 13), (17, 17)], ids=str)
 def test_equals_resampling_leaf_by_leaf(photograph: Photograph, grid, alpha, layout):
     image = photograph("chelsea", grid[0] * 14, grid[1] * 14)
     leaves = paper_partition(image, 14, alpha=alpha, layout=layout)

@@ -71,9 +71,9 @@ def test_equals_the_naive_quadtree_with_capped_leaves(grid, max_leaf, layout, cr
     ("name", "grid", "layout"),
     [
         ("astronaut", (7, 13), "centered"),
-        ("coffee", (17, 40), "aligned"),
-        ("chelsea", (33, 33), "centered"),
-        ("page", (24, 24), "aligned"),
+        ("coffee", (9, 20), "aligned"),
+        ("chelsea", (17, 17), "centered"),
+        ("page", (16, 16), "aligned"),
     ],
     ids=str,
 )
@@ -86,7 +86,7 @@ def test_equals_the_naive_quadtree_on_photographs(photograph: Photograph, name, 
 @layouts
 def test_equals_the_naive_quadtree_on_a_normalised_photograph(photograph: Photograph, layout, criterion):
     tree_options = {"criterion": criterion, "layout": layout}
-    image = photograph("rocket", 24 * 14, 37 * 14)
+    image = photograph("rocket", 12 * 14, 19 * 14)
     tree = NaiveQuadtree(image.numpy(), 14, **tree_options)
     for alpha in clear_thresholds(list(tree.effective.values())):
         assert as_tuples(paper_partition(image, 14, alpha=alpha, **tree_options)) == tree.leaves(alpha)
@@ -95,7 +95,7 @@ def test_equals_the_naive_quadtree_on_a_normalised_photograph(photograph: Photog
 @layouts
 @pytest.mark.parametrize("structure_size", [3, 5, 9])
 def test_equals_the_naive_quadtree_for_other_structure_sizes(photograph: Photograph, structure_size, layout):
-    image = photograph("coffee", 18 * 8, 26 * 8, normalised=False)
+    image = photograph("coffee", 9 * 8, 13 * 8, normalised=False)
     check_against_reference(image, 8, criterion="structure", layout=layout, structure_size=structure_size)
 
 

@@ -30,7 +30,7 @@ def some_places(rows: int, cols: int, share: float) -> np.ndarray:
     return np.argwhere(np.random.default_rng(0).random((rows, cols)) < share)
 
 
-@pytest.mark.parametrize("share", [0.02, 0.1, 0.4, 0.8, 1.0])
+@pytest.mark.parametrize("share", [0.02, 0.4, 1.0])
 @pytest.mark.parametrize(("side", "size"), [(1344, 2), (1344, 4), (672, 2), (336, 4)])
 def test_they_are_equal_where_borders_are_whole_pixels(side: int, size: int, share: float) -> None:
     image, count = photograph(side, side), 96 // size

@@ -159,8 +159,7 @@ def test_a_bias_that_is_given_is_used_by_generate_too():
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-@pytest.mark.parametrize("target", ["patch_embedding", "position_embedding"])
-@pytest.mark.parametrize("first", ["attach", "adapter"])
+@pytest.mark.parametrize(("target", "first"), [("patch_embedding", "attach"), ("position_embedding", "adapter")])
 @torch.no_grad()
 def test_adapters_of_the_embeddings_are_run(kind, target, first):
     """PEFT wraps the layer: its weight alone is that of the base."""

@@ -1,4 +1,4 @@
-"""accelerate's state, fresh and on the CPU for each test."""
+"""accelerate's state, fresh and on the CPU for each test, and short reports of `qlip fit`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from accelerate.state import AcceleratorState
+
+from qlip.prior import train
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +17,9 @@ def accelerate_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(autouse=True)
+def evaluate_two_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run evaluates three times, by default eight batches of held-out images each."""
+    monkeypatch.setattr(train, "EVALUATION_BATCHES", 2)

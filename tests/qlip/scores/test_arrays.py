@@ -120,7 +120,7 @@ from PIL import Image
 from qlip import QLIPConfig
 from qlip.cutting import ImageCutter
 torch.set_num_threads(4)
-picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (700, 900, 3), dtype=np.uint8))
+picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (420, 540, 3), dtype=np.uint8))
 before = len(os.listdir("/proc/self/task"))
 for options in ({}, {"criterion": "gradient", "coarsest": "any"}, {"geometry": "native", "noise_floor": True}):
     ImageCutter().prepare(picture, QLIPConfig(**options))
