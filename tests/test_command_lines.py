@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -62,12 +63,15 @@ def test_a_program_ends_by_the_runner(module: str) -> None:
 
 
 def test_only_the_runner_turns_errors_into_exit_codes() -> None:
-    packages = ("qlip", "llava", "playground", "scripts")
-    for file in [path for package in packages for path in (ROOT / package).rglob("*.py")]:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ExceptHandler) and file != ROOT / "qlip" / "command.py":
-                returned = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return)]
-                assert 2 not in [value.value for value in returned if isinstance(value, ast.Constant)], file
+    for file in [
+        path for package in ("qlip", "llava", "playground", "scripts") for path in (ROOT / package).rglob("*.py")
+    ]:
+        text = file.read_text(encoding="utf-8")
+        if file == ROOT / "qlip" / "command.py" or not re.search(r"\breturn 2\b", text):  # parsing all takes seconds
+            continue
+        for handler in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ExceptHandler)):
+            returned = [inner.value for inner in ast.walk(handler) if isinstance(inner, ast.Return)]
+            assert 2 not in [value.value for value in returned if isinstance(value, ast.Constant)], file
 
 
 NUMBERS = [
@@ -82,14 +86,8 @@ NUMBERS = [
     ("llava.eval.sweep.command", "limit 0", "max-new-tokens 0", "batch-tokens 0"),
     ("llava.serve.model_worker", "limit-model-concurrency 0", "max-waiting 0", "stream-interval 0", "max-images 0"),
     ("llava.serve.model_worker", "max-batch-tokens 0", "max-join-tokens 0"),
-    (
-        "llava.serve.openai_api",
-        "max-batch 0",
-        "max-waiting -1",
-        "prefix-cache-mib -1",
-        "max-image-bytes 0",
-        "max-image-pixels 0",
-    ),
+    ("llava.serve.openai_api", "max-batch 0", "max-waiting -1", "prefix-cache-mib -1", "max-image-bytes 0"),
+    ("llava.serve.openai_api", "max-image-pixels 0"),
     ("llava.serve.openai_api", "max-body-bytes 0", "max-prompt-chars 0", "port 65536"),
     ("llava.serve.controller", "max-body-bytes 0"),
     ("llava.serve.gradio_web_server", "concurrency-count 0", "max-visitors 0", "native-size 0"),
@@ -138,18 +136,17 @@ ADDRESSES = [
 ]
 
 
-@pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize(
-    ("module", "flag"),
+    ("module", "flag", "address"),
     [
-        ("llava.serve.model_worker", "controller-address"),
-        ("llava.serve.model_worker", "worker-address"),
-        ("llava.serve.register_worker", "controller-address"),
-        ("llava.serve.register_worker", "worker-name"),
-        ("llava.serve.test_message", "controller-address"),
-        ("llava.serve.test_message", "worker-address"),
-        ("llava.serve.gradio_web_server", "controller-url"),
-        ("scripts.vllm_client", "server"),
+        *(("llava.serve.model_worker", "controller-address", address) for address in ADDRESSES),
+        ("llava.serve.model_worker", "worker-address", "nowhere"),
+        ("llava.serve.register_worker", "controller-address", "nowhere"),
+        ("llava.serve.register_worker", "worker-name", "nowhere"),
+        ("llava.serve.test_message", "controller-address", "nowhere"),
+        ("llava.serve.test_message", "worker-address", "nowhere"),
+        ("llava.serve.gradio_web_server", "controller-url", "nowhere"),
+        ("scripts.vllm_client", "server", "nowhere"),
     ],
 )
 def test_an_address_must_be_one(module: str, flag: str, address: str, capsys: pytest.CaptureFixture[str]) -> None:
