@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from dataclasses import replace
+from functools import cache, partial
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_both_towers_have_the_same_weights(subject):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_model_of_7bs_shape_is_timed_from_picture_to_answer(dtype):
     subject = build("llava-7b", dtype)
-    rows, left_out = cost_table.measure_model(subject, "cpu", [224], repeats=2, new_tokens=2)
+    rows, left_out = cost_table.measure_model(subject, "cpu", [224], repeats=1, new_tokens=1)
     assert subject.model.dtype == subject.clip.dtype == subject.qlip.dtype == dtype
     assert [row.way for row in rows] == [
         "CLIP", "QLIP 144", "QLIP 288", "QLIP 576", "QLIP 1024", "QLIP 576, recursive",
@@ -74,7 +74,6 @@ def test_the_model_of_7bs_shape_is_timed_from_picture_to_answer(dtype):
         absent = ("partition", "extraction") if row.way == "CLIP" else ()
         expected = [stage for stage in STAGES if stage not in absent]
         assert list(row.runs) == expected
-        assert {len(runs) for runs in row.runs.values()} == {2}
     tokens = {row.way: row.tokens for row in rows}
     assert tokens["CLIP"] == 64
     assert 144 - 3 < tokens["QLIP 144"] <= 144
@@ -185,28 +184,33 @@ def test_a_table_shows_medians_and_ratios_to_its_peers():
 def test_the_command_writes_every_run_and_the_page_that_it_prints_and_says_what_it_left_out(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(cost_table, "UNIFORM_CELLS", 100)
+    monkeypatch.setattr(cost_table, "UNIFORM_CELLS", 20)
+    monkeypatch.setattr(cost_table, "build", cache(cost_table.build))
+    monkeypatch.setattr(cost_table, "measure_model", partial(cost_table.measure_model, new_tokens=1))
     file, page = tmp_path / "cost.json", tmp_path / "cost.md"
-    flags = ["--models", "demo", "--sizes", "112", "168"]
-    assert cost.main([*flags, "--repeats", "2", "--json", str(file)]) == 0
+    flags = ["--models", "demo", "--sizes", "56", "70", "--repeats", "2"]
+    assert cost.main([*flags, "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     report = json.loads(file.read_text())
     assert {"device", "cores", "threads", "torch", "transformers"} <= set(report["machine"])
     assert report["models"] == {"demo": {"dtype": "float32", "repeats": 2}}
     assert [(row["size"], row["way"]) for row in report["rows"]] == [
-        *((112, way.name) for way in cost_table.ways_of("demo", "cpu", 112, [112])),
-        *((168, way.name) for way in cost_table.ways_of("demo", "cpu", 168, [168])[:-1]),
+        *((56, way.name) for way in cost_table.ways_of("demo", "cpu", 56, [56])),
+        *((70, way.name) for way in cost_table.ways_of("demo", "cpu", 70, [70])[:-1]),
     ]
     for row in report["rows"]:
+        assert {len(runs) for runs in row["runs_ms"].values()} == {2}
         assert row["median_ms"] == {stage: statistics.median(runs) for stage, runs in row["runs_ms"].items()}
         assert f"| {row['size']} px | {row['way']} | {row['tokens']:g} |" in printed
-    assert report["left_out"] == ["demo: uniform, native size at 168 px (144 tokens)"]
-    assert "uniform, native size at 168 px (144 tokens)" in printed
-    assert cost.main([*flags, "--repeats", "1", "--out", str(page)]) == 0
+    assert report["left_out"] == ["demo: uniform, native size at 70 px (25 tokens)"]
+    assert "uniform, native size at 70 px (25 tokens)" in printed
+    rows = [Row("demo", row["size"], row["way"], row["tokens"], row["runs_ms"]) for row in report["rows"]]
+    left_out = [text.removeprefix("demo: ") for text in report["left_out"]]
+    monkeypatch.setattr(cost_table, "measure_model", lambda *_: (rows, left_out))  # the same once more
+    assert cost.main([*flags, "--out", str(page)]) == 0
     assert capsys.readouterr().out == ""
-    written, numbers = page.read_text(encoding="utf-8"), re.compile(r"\d+(\.\d+)?")
-    assert numbers.sub("", written) == numbers.sub("", printed)
-    assert written.startswith("# Cost by stage\n\n`python -m scripts.bench.cost --out docs/results/cost.md`; device ")
+    assert page.read_text(encoding="utf-8") == printed
+    assert printed.startswith("# Cost by stage\n\n`python -m scripts.bench.cost --out docs/results/cost.md`; device ")
 
 
 @pytest.mark.parametrize(

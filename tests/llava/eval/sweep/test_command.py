@@ -34,11 +34,11 @@ GRID = ("--alpha", "0.4", "inf", "--max-tokens", "72", "none")
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two scenes with every other of their questions and answers, in LLaVA's formats."""
+    """Two scenes with every third of their questions and answers, in LLaVA's formats."""
     folder = tmp_path_factory.mktemp("material")
-    assert scenes.main(["--out", str(folder), "--n", "2", "--preset", "detail"]) == 0
+    assert scenes.main(["--out", str(folder), "--n", "2", "--preset", "detail", "--size", "224"]) == 0
     for file in (folder / "questions.jsonl", folder / "answers.jsonl"):
-        file.write_text("".join(file.read_text().splitlines(keepends=True)[::2]))
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[::3]))
     return folder
 
 
@@ -59,9 +59,9 @@ def bare(records: list[Record]) -> list[Record]:
 
 @pytest.fixture(scope="module")
 def finished(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished sweep: CLIP and 2 x 2 cells on eight questions about two pictures."""
+    """The folder of a finished sweep: CLIP and 2 x 2 cells on five questions about two pictures, and its figures."""
     out = tmp_path_factory.mktemp("finished")
-    assert command.main(flags(material, out, *GRID, "--limit", "8")) == 0
+    assert command.main(flags(material, out, *GRID, "--limit", "5")) == 0
     return out
 
 
@@ -82,14 +82,15 @@ def test_a_line_says_what_was_measured_on_what(material: Path, finished: Path) -
     for record in records:
         assert record["task"]["model"] == str(demo_model_path().resolve())
         assert record["task"]["questions_sha256"] == sha256((material / "questions.jsonl").read_bytes()).hexdigest()
-        assert record["task"]["limit"] == record["questions"] == record["accuracy"]["count"] == 8
+        assert record["task"]["limit"] == record["questions"] == record["accuracy"]["count"] == 5
         assert record["pictures"] == 2
         assert record["seconds"] > 0
         assert record["versions"]["torch"] == torch.__version__
+    assert {"accuracy.svg", "tokens.svg"} <= {file.name for file in finished.iterdir()}
 
 
 def test_a_cell_is_what_asking_one_question_at_a_time_gives(material: Path, finished: Path) -> None:
-    questions = read_lines(material / "questions.jsonl", material / "images", material / "answers.jsonl")[:8]
+    questions = read_lines(material / "questions.jsonl", material / "images", material / "answers.jsonl")[:5]
     for record in (read(finished)[i] for i in (0, 1, 4)):
         settings = False if record["clip"] else QLIPConfig.from_dict(record["settings"])
         engine = ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=settings))
@@ -103,7 +104,7 @@ def test_a_cell_is_what_asking_one_question_at_a_time_gives(material: Path, fini
         tower = engine.model.get_vision_tower()
         counted = [tower.count_tokens(engine.prepare_images([picture])[0]) for picture in pictures.values()]
         assert record["tokens"] == mean(counted)
-        assert record["uniform_tokens"] == (8 * 8 if record["clip"] else 32 * 32)  # 112 and 448 px in cells of 14
+        assert record["uniform_tokens"] == (8 * 8 if record["clip"] else 16 * 16)  # 112 and 224 px in cells of 14
 
 
 def test_intervals_are_those_of_a_bootstrap_over_pictures() -> None:
@@ -124,7 +125,7 @@ def test_intervals_are_those_of_a_bootstrap_over_pictures() -> None:
             if category in categories:
                 by_picture.setdefault(path, []).append(correct)
         groups = list(by_picture.values())
-        draws = [[groups[i] for i in rng.integers(len(groups), size=len(groups))] for _ in range(4000)]
+        draws = [[groups[i] for i in rng.integers(len(groups), size=len(groups))] for _ in range(1500)]
         low, high = np.quantile([mean(sum(draw, [])) for draw in draws], (0.025, 0.975))
         assert (estimate["low"], estimate["high"]) == pytest.approx((low, high), abs=0.01)
 
@@ -135,13 +136,11 @@ def test_a_picture_is_encoded_once_a_cell_and_few_are_held(
     encoded: list[int] = []
     encode = VisionFrontend.encode
 
-    def counting(vision: VisionFrontend, images: Any) -> Any:
-        encoded.append(len(images))
-        return encode(vision, images)
-
-    monkeypatch.setattr(VisionFrontend, "encode", counting)
+    monkeypatch.setattr(
+        VisionFrontend, "encode", lambda vision, images: encoded.append(len(images)) or encode(vision, images)
+    )
     monkeypatch.setattr(measure, "IMAGES_AT_ONCE", 1)
-    assert command.main(flags(material, tmp_path, *GRID, "--limit", "8", "--batch-tokens", "1")) == 0
+    assert command.main(flags(material, tmp_path, *GRID, "--limit", "5", "--batch-tokens", "1")) == 0
     assert encoded == [1] * (5 * 2)
     assert bare(read(tmp_path)) == bare(read(finished))  # neither chunks nor batches change a result
 
@@ -162,7 +161,7 @@ def killed_main(argv: list[str]) -> int:
 
 def test_a_killed_sweep_continues_and_has_each_cell_once(material: Path, finished: Path, tmp_path: Path) -> None:
     """SIGKILL right after the second cell; and half a line, as a kill during a write would leave it."""
-    arguments = flags(material, tmp_path, *GRID, "--limit", "8")
+    arguments = flags(material, tmp_path, *GRID, "--limit", "5")
     process = fork_main(killed_main, *arguments)
     process.join(300)
     assert process.exitcode == -signal.SIGKILL
@@ -176,12 +175,12 @@ def test_a_killed_sweep_continues_and_has_each_cell_once(material: Path, finishe
 @pytest.mark.usefixtures("no_model")
 def test_a_finished_sweep_only_reports(material: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "results.jsonl").read_bytes()
-    assert command.main(flags(material, finished, *GRID, "--limit", "8")) == 0
+    assert command.main(flags(material, finished, *GRID, "--limit", "5")) == 0
     assert (finished / "results.jsonl").read_bytes() == before
     assert len(capsys.readouterr().out.splitlines()) == 2 + 5
 
 
-@pytest.mark.parametrize("more", [("--limit", "7"), ("--limit", "8", "--max-new-tokens", "3")])
+@pytest.mark.parametrize("more", [("--limit", "4"), ("--limit", "5", "--max-new-tokens", "3")])
 def test_results_of_another_task_do_not_count(
     material: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
 ) -> None:
@@ -201,7 +200,7 @@ def test_results_of_before_a_setting_was_there_count_as_its_default(
     for record in records[1:]:
         del record["settings"]["max_cells"]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert command.main(flags(material, tmp_path, *GRID, "--limit", "8")) == 0
+    assert command.main(flags(material, tmp_path, *GRID, "--limit", "5")) == 0
 
 
 def test_a_broken_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,12 +216,13 @@ def test_a_broken_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_cell_beyond_the_models_context_is_skipped_and_the_others_measured(
     material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = ["--alpha", "0", "--max-tokens", "none", "--image-size", "896", "112", "--limit", "1", "--no-clip"]
-    assert command.main(flags(material, tmp_path, *sizes)) == 1
+    sizes = ["--alpha", "0", "--max-tokens", "none", "--image-size", "448", "112"]
+    more = ["--limit", "1", "--no-clip", "--max-new-tokens", "1100"]  # of the context's 2048
+    assert command.main(flags(material, tmp_path, *sizes, *more)) == 1
     assert [record["settings"]["image_size"] for record in read(tmp_path)] == [112]
     captured = capsys.readouterr()
-    assert "image_size=896: skipped: " in captured.err
-    assert "4096 positions of images" in captured.err
+    assert "image_size=448: skipped: " in captured.err
+    assert "1024 positions of images" in captured.err
     assert "| QLIP |" in captured.out
 
 
