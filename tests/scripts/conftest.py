@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.interpreter import start
+from tests.llava.loading import loading_once
 from tests.scripts.eval_scripts import Run, make_run
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An interpreter that the scripts start their commands in."""
-    with start(tmp_path_factory.mktemp("interpreter")) as client:
+    with start(tmp_path_factory.mktemp("interpreter")) as client, loading_once():
         yield client
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,13 @@ from llava.serve.engine import ChatEngine
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 from tests.llava.eval.files import PICTURES, TEXTS, write_rows
+from tests.llava.loading import loading_once
+
+
+@pytest.fixture(scope="module", autouse=True)
+def model_loaded_once() -> Iterator[None]:
+    with loading_once():
+        yield
 
 
 @pytest.fixture(scope="session")
