@@ -116,7 +116,7 @@ def lmms_generate(lmms: Loaded, asked: Sequence[tuple[Image.Image, str]], max_ne
 def chats(lmms: Loaded, pictures: list[Image.Image]) -> dict[tuple[int, str], str]:
     """What a chat answers, by picture and question."""
     engine = lmms.engine()
-    answers = {(i, text): engine.ask(text, [picture]) for i, picture in enumerate(pictures) for text in QUESTIONS}
+    answers = {(i, text): engine.ask(text, [pictures[i]]) for text in QUESTIONS for i in (0, 1)}  # sizes take turns
     engine.close()
     assert len(set(answers.values())) > 3
     return answers
@@ -254,8 +254,7 @@ def test_vlmevalkit_generates_what_the_engine_does_on_its_prompt(
     for path, picture in zip(paths, shown, strict=True):
         picture.save(path)
     greedy, engine = Sampling(temperature=0.0, max_new_tokens=64), vlmeval.engine()
-    for question in QUESTIONS[:2]:
-        content = " <image> " * count + question
-        expected = "".join(engine.generate(vlmeval_prompt(content), shown, greedy)).strip()
-        assert vlmeval_generate(vlmeval, content, paths) == expected
+    content = " <image> " * count + QUESTIONS[0]
+    expected = "".join(engine.generate(vlmeval_prompt(content), shown, greedy)).strip()
+    assert vlmeval_generate(vlmeval, content, paths) == expected
     engine.close()

@@ -163,27 +163,32 @@ def test_science_qa(run: Run, tmp_path: Path) -> None:
     assert json.loads((data / "answers" / "llava-demo_result.json").read_text())["count"] == 2
 
 
-@pytest.mark.parametrize(
-    ("script", "folder", "split"),
-    [
-        ("mmbench", "mmbench", "mmbench_dev_20230712"),
-        ("mmbench_cn", "mmbench_cn", "mmbench_dev_cn_20231003"),
-    ],
-)
-def test_mmbench(run: Run, tmp_path: Path, script: str, folder: str, split: str) -> None:
-    data = tmp_path / folder
-    data.mkdir()
+def mmbench(folder: Path, split: str) -> tuple[Path, str]:
+    """The benchmark's folder with a table of one question, and its text."""
+    folder.mkdir()
     header = "index\tquestion\thint\tA\tB\tC\tD\tanswer\tcategory\timage\n"
     row = f"4\t{COLOUR}\t\tred\tpurple\t\t\tB\tcolour\t{base64.b64encode(PICTURE).decode()}\n"
-    (data / f"{split}.tsv").write_text(header + row)
-    run(script, "--all-rounds")
+    (folder / f"{split}.tsv").write_text(header + row)
+    return folder, header + row
+
+
+def test_mmbench(run: Run, tmp_path: Path) -> None:
+    split = "mmbench_dev_20230712"
+    data, table = mmbench(tmp_path / "mmbench", split)
+    run("mmbench", "--all-rounds")
     rows = score(data / "scores" / split / "llava-demo_all-rounds.json")
     assert rows["first order"]["questions"] == rows["CircularEval"]["questions"] == 1
     assert (data / "answers_upload" / split / "llava-demo_all-rounds.xlsx").is_file()
-    unlabelled = (header + row).replace("answer\t", "").replace("\tB\tcolour", "\tcolour")
-    (data / "MMBench_TEST_EN.tsv").write_text(unlabelled)
-    assert "submit the file" in run(script, SPLIT="MMBench_TEST_EN", CKPT="owner/model").stdout
+    (data / "MMBench_TEST_EN.tsv").write_text(table.replace("answer\t", "").replace("\tB\tcolour", "\tcolour"))
+    assert "submit the file" in run("mmbench", SPLIT="MMBench_TEST_EN", CKPT="owner/model").stdout
     assert (data / "answers_upload" / "MMBench_TEST_EN" / "owner" / "model.xlsx").is_file()
+
+
+def test_mmbench_cn_is_mmbench_with_data_of_its_own(run: Run, tmp_path: Path) -> None:
+    split = "mmbench_dev_cn_20231003"
+    data, _ = mmbench(tmp_path / "mmbench_cn", split)
+    run("mmbench_cn")
+    assert score(data / "scores" / split / "llava-demo.json")["first order"]["questions"] == 1
 
 
 def test_vstar_in_both_protocols(run: Run, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_answers_join_together_as_far_as_their_tokens_are_allowed(
 
 
 def test_a_larger_budget_needs_no_fewer_replicas(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--rate", "5", "--requests", "200", "--p95", "1.5", "--budgets", "64", "576", "fixed1000"]
+    flags = ["--rate", "5", "--requests", "100", "--p95", "1.5", "--budgets", "64", "576", "fixed1000"]
     assert main([*TIMES, *flags]) == 0
     rows = table(capsys)
     assert [row[0] for row in rows] == ["64", "576", "fixed1000"]

@@ -83,8 +83,10 @@ def transformers_checkpoint(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("shards", [0, 1, 2])
-@pytest.mark.parametrize("make", [llava_checkpoint, transformers_checkpoint])
+@pytest.mark.parametrize(
+    ("make", "shards"),
+    [(llava_checkpoint, 1), (llava_checkpoint, 2), (transformers_checkpoint, 0), (transformers_checkpoint, 2)],
+)
 def test_there_and_back_is_bit_exact(tmp_path, make, shards):
     source = make(tmp_path / "source")
     if shards:
@@ -256,8 +258,8 @@ def test_what_was_trained_in_between_comes_back_changed(converted, tmp_path):
     assert json.loads((tmp_path / "back" / "config.json").read_text())["qlip"]["alpha"] == 0.25
 
 
-@pytest.mark.parametrize("name", ["prior.safetensors", "priors/a.safetensors"])
-def test_the_prior_goes_with_it(tmp_path, name):
+def test_the_prior_goes_with_it(tmp_path):
+    name = "priors/a.safetensors"
     source = make_llava_checkpoint(tmp_path / "source", qlip={"interpolation": "mlp", "mlp": name})
     (source / name).parent.mkdir(exist_ok=True)
     qlip.CoordinateMLP(VISION["hidden_size"], hidden=8).save(source / name)

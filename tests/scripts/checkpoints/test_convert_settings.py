@@ -18,12 +18,7 @@ from llava.model.loading.chat_template import choose_template
 from scripts.checkpoints.formats import convert
 from tests.llava.checkpoints import make_llava_checkpoint
 
-NAMES = {
-    "llava-v1.6-34b": "chatml_direct",
-    "llama3-llava-next-8b": "llava_llama_3",
-    "llava-llama-2-13b-chat-lightning-preview": "llava_llama_2",
-    "llava-v1.5-7b": "vicuna_v1",
-}
+NAMES = {"llava-v1.6-34b": "chatml_direct", "llava-v1.5-7b": "vicuna_v1"}
 
 
 def config_of(folder: Path) -> dict:

@@ -13,7 +13,7 @@ from scripts.fleet.replica import Limits
 from scripts.fleet.simulation import fewest_replicas, simulate, summarise
 from scripts.fleet.stages import Request, StageTimes
 
-COUNT = 10_000
+COUNT = 5_000
 ONE = Limits(slots=1, preparers=1, waiting=10**9)
 
 
@@ -158,7 +158,7 @@ def test_a_full_queue_refuses_and_all_others_are_answered() -> None:
 
 
 def test_a_router_that_asks_two_replicas_is_between_turns_and_the_shortest_queue() -> None:
-    requests = poisson(8 * 0.85, random.Random(2), 4_000)
+    requests = poisson(8 * 0.85, random.Random(2), 2_000)
     waits = {
         routing: summarise(simulate(requests, SECONDS, 8, ONE, routing)).wait_for_model
         for routing in ("shortest", "two_choices", "round_robin")

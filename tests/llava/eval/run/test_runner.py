@@ -47,6 +47,10 @@ def engine(either_engine: ChatEngine) -> ChatEngine:
     return either_engine
 
 
+QLIP = pytest.mark.parametrize("either_engine", [True], ids=["qlip"], indirect=True)
+"""For what does not depend on the tower."""
+
+
 @pytest.fixture(scope="module")
 def by_question() -> ChatEngine:
     """The embedded model, whose tokens the question decides on."""
@@ -95,7 +99,8 @@ def test_an_answer_is_that_of_a_chat_whatever_its_batch(
 
 
 def test_each_question_decides_on_its_own_tokens(by_question: ChatEngine, asked: list[Question]) -> None:
-    found = answers(Runner(by_question, GREEDY, limits=BatchLimits(8, waste=1.0)), asked)
+    asked = asked[:9]
+    found = answers(Runner(by_question, GREEDY, limits=BatchLimits(5, waste=1.0)), asked)
     trees: dict[Any, set[str]] = {}
     for question in asked:
         answer, images = found[question.index], [Image.open(question.image)] if question.image else []
@@ -108,6 +113,7 @@ def test_each_question_decides_on_its_own_tokens(by_question: ChatEngine, asked:
     assert max(map(len, trees.values())) > 1
 
 
+@QLIP
 def test_a_sampled_answer_depends_on_the_runs_seed_and_its_position_only(
     engine: ChatEngine, asked: list[Question]
 ) -> None:
@@ -159,6 +165,7 @@ def count(image: Any) -> int:
     return len(image.leaves) if isinstance(image, CutImage) else 64
 
 
+@QLIP
 def test_a_length_that_nobody_typed_is_what_the_context_leaves(engine: ChatEngine, folder: Path) -> None:
     question, long = ask(0, TEXTS[0], folder / "0.png"), Sampling(0.0, max_new_tokens=engine.context_len)
     assert "exceed the model's context" in str(answers(Runner(engine, long), [question])[0].error)
@@ -166,12 +173,14 @@ def test_a_length_that_nobody_typed_is_what_the_context_leaves(engine: ChatEngin
     assert found.text == answers(Runner(engine, TO_THE_END), [question])[0].text
 
 
+@QLIP
 def test_a_question_may_say_itself_where_its_image_goes(engine: ChatEngine, folder: Path) -> None:
     questions = [ask(0, TEXTS[0], folder / "0.png", 0), ask(1, f"<image>\n{TEXTS[0]}", folder / "0.png", 1)]
     plain, placed = answers(Runner(engine, GREEDY), questions).values()
     assert placed.text == plain.text
 
 
+@QLIP
 def test_faults_stay_with_their_question(
     engine: ChatEngine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +206,7 @@ def test_faults_stay_with_their_question(
     assert all(found[i].text is None for i in (1, 2, 3, 4, 6))
 
 
+@QLIP
 def test_a_batch_that_memory_is_too_small_for_is_halved(
     engine: ChatEngine, asked: list[Question], alone: dict[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +225,7 @@ def test_a_batch_that_memory_is_too_small_for_is_halved(
     assert all(answer.text == alone[index] for index, answer in found.items() if index not in lost)
 
 
+@QLIP
 def test_what_the_model_fails_on_is_an_error_and_the_rest_of_its_batch_is_answered(
     engine: ChatEngine, asked: list[Question], alone: dict[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,11 +27,11 @@ def test_an_interval_of_differences_has_its_level() -> None:
     rng = np.random.default_rng(5)
     for truth in (0.9, 0.985):
         covered = 0
-        for seed in range(200):
+        for seed in range(100):
             samples = [np.bincount(rng.binomial(1, truth, size), minlength=2) for size in (60, 100)]
             low, high = difference_interval(*(sample.tolist() for sample in samples), level=0.9, seed=seed)
             covered += low <= 0 <= high
-        assert covered >= 0.85 * 200
+        assert covered >= 0.85 * 100
 
 
 def test_a_difference_is_found_where_there_is_one() -> None:
