@@ -120,7 +120,7 @@ def test_every_script_checks_its_labels_before_it_answers() -> None:
 
 def test_a_limit_answers_a_few_questions_without_a_score_and_the_whole_run_continues(run: Run, tmp_path: Path) -> None:
     data = pope(tmp_path)
-    done = run("pope", "--limit", "2")
+    done = run("pope", "--limit=2")
     assert "pope.sh: no score over a part of the benchmark (--limit)" in done.stdout
     assert len((data / "answers" / "llava-demo.limit.jsonl").read_text().splitlines()) == 2
     assert not (data / "scores").exists()

@@ -46,8 +46,8 @@ def prompts(engine: ChatEngine, pictures: list[Image.Image]) -> list[Prompt]:
     [
         Sampling(0.0, max_new_tokens=8),
         Sampling(0.0, num_beams=3, max_new_tokens=8),
-        Sampling(2.0, top_p=0.9, max_new_tokens=8),
-        Sampling(1.5, num_beams=2, max_new_tokens=8),
+        Sampling(4.0, top_p=0.99, max_new_tokens=12),
+        Sampling(20.0, num_beams=2, max_new_tokens=8),
     ],
     ids=["greedy", "beams", "nucleus", "sampled beams"],
 )
