@@ -57,6 +57,8 @@ LONGEST = (
 )
 """Files that take longest; they start first, so that no process waits for another's last file."""
 
+THREADS = torch.get_num_threads()
+
 Photograph = Callable[..., torch.Tensor]
 
 
@@ -86,6 +88,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first; the others keep their order."""
     order = {TESTS / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(LONGEST)))
+
+
+def pytest_runtest_teardown() -> None:
+    """Sets torch's threads back, which commands set: several in each of several processes hinder each other."""
+    torch.set_num_threads(THREADS)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
