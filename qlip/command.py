@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import os
 import re
 import select
@@ -102,6 +103,7 @@ def run_command(
         such as `head`, has ended.
     """
     os.environ.setdefault("TQDM_DELAY", BAR_DELAY)
+    escape_unencodable()
     try:
         code = work() or 0
         if sys.stdout is not None:  # it is None where a service started Python without one
@@ -120,6 +122,12 @@ def run_command(
         return 2
     finally:
         end_process_group()
+
+
+def escape_unencodable() -> None:
+    """Lets stdout escape what its encoding lacks, as stderr does: an answer in Latin-1 may hold any sign."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def is_output_closed() -> bool:

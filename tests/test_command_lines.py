@@ -168,7 +168,7 @@ def test_an_address_must_be_one(module: str, flag: str, address: str, capsys: py
 )
 def test_a_key_may_not_be_empty(module: str, key: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(module, ["--api-key", key], capsys)
-    assert "argument --api-key: a key may not be empty; leave the flag out" in line
+    assert "argument --api-key: a key may not be empty, and may hold ASCII letters" in line
 
 
 @pytest.mark.parametrize("flags", [["--api-kye", "secret"], ["--worker-tokn=secret"], ["-ksecret"]])

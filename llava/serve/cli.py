@@ -27,7 +27,7 @@ from llava.serve.drawings import (
 )
 from llava.serve.engine.params import Sampling
 from llava.serve.loading import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine, qlip_option
-from llava.serve.terminal import is_terminal, print_label, read_line
+from llava.serve.terminal import escape_controls, is_terminal, is_utf8, print_label, read_line
 from llava.text import check_later_question, check_question
 from llava.utils import demo_picture_path
 from qlip import __version__
@@ -102,8 +102,8 @@ def run(args: argparse.Namespace) -> int:
         if args.prompt:
             answer_prompts(engine, images, sources, sampling, args)
             return 1 if len(images) < len(args.image_file or ()) else 0
-    chat(engine, images, sampling, args)
-    return 0
+    failed = chat(engine, images, sampling, args)
+    return 1 if failed and not is_terminal() else 0
 
 
 def check_prompt_flags(args: argparse.Namespace) -> None:
@@ -177,7 +177,8 @@ def answer_prompts(
             text = "".join(answer).strip()
             show_cost(answer, args.debug)
             conversation.messages[-1][1] = break_image_token(text) or EMPTY
-            print(format_answer([source for _, source in group], prompt, text, answer, args), flush=True)
+            line = format_answer([source for _, source in group], prompt, text, answer, args)
+            print(escape_controls(line), flush=True)
         write_attributions(engine, asked, shown, text, args.show_attribution, number)
 
 
@@ -197,12 +198,12 @@ def format_answer(
             "first_pass_tokens": answer.usage.first_pass_tokens,
             "seconds": {step: round(seconds, 4) for step, seconds in answer.usage.seconds.items()},
         }
-        return json.dumps(record, ensure_ascii=False)
+        return json.dumps(record, ensure_ascii=not is_utf8(sys.stdout))  # whose own escapes may be no JSON
     line = " ".join(text.split())
     return f"{sources[0]}: {line}" if args.each_image else line
 
 
-def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, args: argparse.Namespace) -> None:
+def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, args: argparse.Namespace) -> int:
     """Reads questions until the end of input, or an empty line in a terminal, and streams the answers.
 
     Args:
@@ -210,6 +211,9 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
         images: that the chat is about.
         sampling: how tokens are chosen.
         args: `debug`, `shorten` and `show_attribution` are read.
+
+    Returns:
+        How many questions were refused.
     """
     from llava.serve.engine.errors import GenerationError
     from llava.serve.engine.prompting import break_image_token
@@ -222,6 +226,7 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
         print("llava: an empty line or Ctrl-D ends the chat; Ctrl-C stops an answer", file=sys.stderr)
     conversation = engine.new_conversation()
     user, assistant = conversation.roles
+    failed = 0
     while question := read_line(f"{user}: "):
         before = len(conversation.messages)
         try:
@@ -239,9 +244,11 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
                 raise
             print(f"llava: error: {error}", file=sys.stderr)
             del conversation.messages[before:]
+            failed += 1
             continue
         try_to_write_attributions(engine, conversation, images, answer, args.show_attribution)
         conversation.messages[-1][1] = break_image_token(answer) or EMPTY
+    return failed
 
 
 def stream_answer(
@@ -262,7 +269,7 @@ def stream_answer(
     with suppress(*stopped), closing(engine.submit(conversation, images, sampling, shorten=args.shorten)) as answer:
         for piece in answer:
             pieces.append(piece)
-            print(piece, end="", flush=True)
+            print(escape_controls(piece), end="", flush=True)
     print()
     if pieces:
         show_cost(answer, args.debug)

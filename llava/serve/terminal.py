@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
+from typing import TextIO
 
 
 def read_line(prompt: str) -> str:
@@ -14,12 +16,12 @@ def read_line(prompt: str) -> str:
     first one does.
     """
     interrupted = not is_terminal()
-    while True:
+    while sys.stdin is not None:
         try:
             if is_terminal():
                 return input(prompt).strip()
             print_label(prompt)
-            while not (line := input("").strip()):
+            while not (line := input("").removeprefix("\ufeff").strip()):  # a file of Windows may begin with it
                 pass
             return line
         except EOFError:
@@ -31,11 +33,25 @@ def read_line(prompt: str) -> str:
                 raise
             interrupted = True
             print("llava: press Ctrl-C again, or Ctrl-D, to end the chat", file=sys.stderr)
+    return ""
 
 
 def is_terminal() -> bool:
-    """Whether questions are typed."""
-    return sys.stdin.isatty()
+    """Whether questions are typed. A service may have no stdin at all."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def is_utf8(output: TextIO | None) -> bool:
+    """Whether an output is written in UTF-8, which holds every sign."""
+    return (getattr(output, "encoding", None) or "").lower().replace("-", "") == "utf8"
+
+
+def escape_controls(text: str) -> str:
+    """Escapes control characters but line feeds and tabs where stdout is a terminal, which an answer could command."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return text
+    kept = (sign in "\n\t" or unicodedata.category(sign) != "Cc" for sign in text)
+    return "".join(sign if keep else repr(sign)[1:-1] for sign, keep in zip(text, kept, strict=True))
 
 
 def print_label(text: str) -> None:

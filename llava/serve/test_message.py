@@ -16,7 +16,9 @@ from llava.command import OneLineParser, integer, parse_and_run, real
 from llava.conversation import Conversation, conv_templates
 from llava.serve.http.addresses import server_url
 from llava.serve.http.flags import API_KEY_VARIABLE, api_keys, key_text
+from llava.serve.terminal import escape_controls
 from llava.text import check_question, place_images
+from qlip.command import escape
 
 CONV_MODE = "vicuna_v1"
 """LLaVA v1.5's prompt format, for models whose workers state none or one that is unknown here."""
@@ -69,17 +71,17 @@ def send(args: argparse.Namespace) -> None:
         worker, model = args.worker_address, args.model_name or ""
         if not worker:
             models = calls.list_models(client, args.controller_address)
-            print(f"models: {', '.join(models) or 'none'}", file=sys.stderr)
+            print(f"models: {escape(', '.join(models)) or 'none'}", file=sys.stderr)
             model = model or (models[0] if models else "")
             worker = calls.find_worker(client, args.controller_address, model)
         name = args.conv_mode or calls.find_conv_mode(client, worker, model)
         conversation = conv_templates.get(name or CONV_MODE, conv_templates[CONV_MODE]).copy()
         request = build_request(args, model, conversation, images)
         answer = calls.stream_answer(client, worker, request)
-        print(next(answer, ""), end="", flush=True)
+        print(escape_controls(next(answer, "")), end="", flush=True)
         try:
             for piece in answer:
-                print(piece, end="", flush=True)
+                print(escape_controls(piece), end="", flush=True)
         finally:
             print()  # ends the line, also before an error
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava.serve.http.failures import Failure
+from llava.serve.http.keys import TOKEN_RULE, is_bearer_token
 from llava.serve.http.replies import error_response
 from llava.serve.http.routing import route_path
 
@@ -67,10 +68,10 @@ class RequireKey:
             path_tokens: Path -> one more key, accepted for that path alone.
 
         Raises:
-            ValueError: a key is empty, which would accept every request.
+            ValueError: a key is empty, which would accept every request, or no header can carry it.
         """
-        if not all(keys):
-            raise ValueError("an API key is empty")
+        if not all(map(is_bearer_token, keys)):
+            raise ValueError(f"an API key {TOKEN_RULE}")
         self.app, self.keys, self.open_paths = app, [key.encode() for key in keys], frozenset(open_paths)
         self.path_tokens = {path: token.encode() for path, token in (path_tokens or {}).items()}
 

@@ -9,6 +9,7 @@ from llava.command import integer
 from llava.serve.engine.params import EngineLimits
 from llava.serve.http.addresses import media_host
 from llava.serve.http.failures import shorten_value
+from llava.serve.http.keys import TOKEN_RULE, is_bearer_token
 from llava.serve.http.limits import MAX_NAME, ConnectionLimits, RequestLimits
 from llava.serve.http.listening import port_number
 from qlip.images.limits import ImageLimits
@@ -108,8 +109,8 @@ def engine_limits(args: argparse.Namespace, max_batch: int) -> EngineLimits:
 
 def key_text(text: str) -> str:
     """Reads a flag that takes an API key; an error does not repeat it."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("a key may not be empty; leave the flag out to do without")
+    if not is_bearer_token(text):
+        raise argparse.ArgumentTypeError(f"a key {TOKEN_RULE}; leave the flag out to do without")
     return text
 
 
@@ -132,5 +133,12 @@ def request_limits(args: argparse.Namespace) -> RequestLimits:
 
 
 def api_keys(args: argparse.Namespace) -> list[str]:
-    """Reads the keys of `--api-key`, or else of the environment."""
-    return args.api_key or os.environ.get(API_KEY_VARIABLE, "").split()
+    """Reads the keys of `--api-key`, or else of the environment.
+
+    Raises:
+        ValueError: a key of the environment cannot be sent; the error does not repeat it.
+    """
+    keys = args.api_key or os.environ.get(API_KEY_VARIABLE, "").split()
+    if not all(map(is_bearer_token, keys)):
+        raise ValueError(f"${API_KEY_VARIABLE}: a key {TOKEN_RULE}")
+    return keys

@@ -226,6 +226,8 @@ class ChatRequest(StrictFields):
     ) = None
     tools: _only(None, []) = None  # type: ignore[valid-type]
     tool_choice: _only(None, "", "none", "auto") = None  # type: ignore[valid-type]
+    functions: _only(None, []) = None  # type: ignore[valid-type]
+    function_call: _only(None, "", "none", "auto") = None  # type: ignore[valid-type]
 
 
 def field_path(loc: Sequence[str | int], body: Any, missing: bool) -> str:

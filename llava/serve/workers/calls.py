@@ -76,6 +76,8 @@ def find_worker(client: httpx.Client, controller: str, model: str) -> str:
         ValueError: it has no worker for the model.
     """
     address = _post(client, controller, "get_worker_address", {"model": model}, field="address")
+    if not isinstance(address, str):
+        raise _controller_error(ValueError("its reply to /get_worker_address names no address"), controller)
     if not address:
         raise ValueError(
             f"the controller at {controller} knows no worker for the model {model!r}; start one by"
@@ -166,6 +168,8 @@ def _controller_error(error: Exception, controller: str) -> ConnectionError:
 
 def describe_error(error: Exception) -> str:
     """Describes why a request failed, by the server's own message if it is one of ours."""
+    if isinstance(error, httpx.LocalProtocolError):  # its text repeats the header, and so the key
+        return type(error).__name__
     if not isinstance(error, httpx.HTTPStatusError):
         return str(error) or type(error).__name__
     try:

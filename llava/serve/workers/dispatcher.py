@@ -223,7 +223,8 @@ class Dispatcher:
             message = f"the workers of {model!r} take no requests now, since they report speed 0; try again soon"
             failure = Failure(503, "no_worker", message, 10)
         elif known:
-            failure = Failure(404, "model_not_found", f"no worker serves {model!r}; served: {', '.join(known)}")
+            asked = f"no worker serves {model!r}" if model else "the request names no model"
+            failure = Failure(404, "model_not_found", f"{asked}; served: {', '.join(known)}")
         else:
             failure = Failure(503, "no_worker", "no worker is registered; start one, or try again soon", 10)
         return frames.error_reply(failure, ErrorCode.NO_WORKER)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
+
+from llava.serve.http.keys import TOKEN_RULE, is_bearer_token
 
 WORKER_TOKEN_VARIABLE = "LLAVA_WORKER_TOKEN"
 
@@ -18,7 +19,6 @@ def add_token_flag(parser: argparse.ArgumentParser) -> None:
 
 def _token(text: str) -> str:
     """Checks that a header can carry the token; an error does not repeat it."""
-    if not re.fullmatch("[!-~]+", text):
-        rule = "a secret may not be empty, and may hold ASCII letters, digits and signs only, without blanks"
-        raise argparse.ArgumentTypeError(f"{rule}; leave the flag out to do without")
+    if not is_bearer_token(text):
+        raise argparse.ArgumentTypeError(f"a secret {TOKEN_RULE}; leave the flag out to do without")
     return text

@@ -58,13 +58,14 @@ class Registration:
         A heartbeat in flight ends first; otherwise it could register the worker again afterwards.
         """
         if self._task is not None:
-            with suppress(TimeoutError):
+            with suppress(asyncio.TimeoutError):  # another class than TimeoutError on Python 3.10
                 await asyncio.wait_for(self._sending.acquire(), TIMEOUT)
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-            with suppress(httpx.HTTPError):  # otherwise the controller drops a silent worker
-                await self._post("unregister_worker", {})
+            # Otherwise the controller drops a silent worker. HTTPX bounds each read, not the whole reply.
+            with suppress(httpx.HTTPError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._post("unregister_worker", {}), TIMEOUT)
         await self.client.aclose()
 
     async def beat(self) -> None:

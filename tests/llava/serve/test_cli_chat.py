@@ -34,7 +34,11 @@ def test_a_chat_has_turns_until_an_empty_line(
     assert loader.model.temperatures == [[0.2], [0.2]]
 
 
-@pytest.mark.parametrize("piped", ["What?\nSure?\n", "\nWhat?\n \n\nSure?\n\n"], ids=["lines", "empty lines between"])
+@pytest.mark.parametrize(
+    "piped",
+    ["What?\nSure?\n", "\ufeff\nWhat?\n \n\nSure?\n\n", "\ufeffWhat?\nSure?"],
+    ids=["lines", "empty lines between", "byte order mark"],
+)
 def test_piped_questions_put_their_answers_alone_on_stdout(
     loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, piped: str
 ) -> None:
@@ -45,6 +49,38 @@ def test_piped_questions_put_their_answers_alone_on_stdout(
     said = capsys.readouterr()
     assert said.out == "a ring\nyes\n"
     assert said.err == "USER: ASSISTANT: USER: ASSISTANT: USER: \n"
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("cp1252", "\\u2192 caf\xe9\n"), ("ascii", "\\u2192 caf\\xe9\n")])
+def test_no_answer_is_lost_that_the_outputs_encoding_lacks(
+    loader: Loader, picture: str, monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\n"))
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding=encoding, newline=""))
+    loader.model.script += ["\u2192 caf\xe9"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert out.getvalue().decode(encoding) == shown
+    with pytest.raises(UnicodeEncodeError):
+        "\u2192".encode(encoding)
+
+
+def test_a_terminal_shows_an_answers_control_characters_and_a_file_keeps_them(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture may tell the model what to write: here to clear the screen."""
+    for terminal, shown in ((True, "a\tring\\x1b[2J\\x9bm\n"), (False, "a\tring\x1b[2J\x9bm\n")):
+        monkeypatch.setattr("sys.stdin", io.StringIO("What?\n"))
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal, raising=False)
+        loader.model.script += ["a\tring\x1b[2J\x9bm"]
+        assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+        assert capsys.readouterr().out == shown
+
+
+def test_without_an_input_a_chat_ends(loader: Loader, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)  # as a service starts programs
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert loader.model.calls == []
 
 
 def test_a_terminal_has_the_keys_of_readline_and_says_how_a_chat_ends(
@@ -163,7 +199,7 @@ def test_a_question_that_is_not_utf8_is_dropped_and_the_chat_goes_on(
     stdin = io.TextIOWrapper(io.BytesIO(b"\xff bad\nWhat?\n"), encoding="utf-8", errors="strict")
     monkeypatch.setattr("sys.stdin", stdin)
     loader.model.script += ["a ring"]
-    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 1  # whoever pipes questions reads no message
     why = "the question contains a lone surrogate, '\\udcff', as a byte that is not UTF-8 is read"
     assert f"llava: error: {why}\n" in capsys.readouterr().err
     assert loader.model.prompts == [vicuna("<image>\nWhat?", None)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -138,6 +139,15 @@ def test_json_has_a_line_for_each_answer(
     assert (second["prompt"], second["answer"], second["finish_reason"]) == ("Sure?", "yes", "stop")
     assert first["prompt_tokens"] > first["visual_tokens"] > 0 < first["generated_tokens"]
     assert first["first_pass_tokens"] == 0 and all(seconds >= 0 for seconds in first["seconds"].values())
+
+
+def test_json_is_json_in_any_encoding(loader: Loader, pictures: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding="latin-1"))
+    loader.model.script += ["\U0001f534 röd ring", "yes"]
+    assert ask(pictures, "--json") == 0
+    first, _ = map(json.loads, out.getvalue().decode("latin-1").splitlines())
+    assert first["answer"] == "\U0001f534 röd ring"
 
 
 @pytest.mark.parametrize("flag", ["--one-conversation", "--each-image", "--json"])

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 
 from llava.serve import test_message
 from llava.serve.engine import ChatEngine
+from llava.serve.workers import calls
 from llava.serve.workers.controller_app import create_app as controller_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.protocol import WorkerStatus
@@ -52,6 +54,22 @@ def test_another_server_is_no_controller(reply: Any, capsys: pytest.CaptureFixtu
         assert test_message.main(["--controller-address", url]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"no controller answers at {url} (" in line and "or name another by --controller-address" in line
+
+
+def test_a_controllers_names_are_escaped_and_its_address_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    reply = {"address": 5, "models": ["x\x1b]0;owned\x07"]}
+    app = FastAPI()
+    app.add_api_route("/{route}", lambda route: reply, methods=["POST"])
+    with served(app) as url:
+        assert test_message.main(["--controller-address", url]) == 2
+    models, error = capsys.readouterr().err.splitlines()
+    assert models == "models: x\\x1b]0;owned\\x07"
+    assert f"no controller answers at {url} (its reply to /get_worker_address names no address)" in error
+
+
+def test_an_error_never_repeats_the_key() -> None:
+    error = httpx.LocalProtocolError("Illegal header value b'Bearer S3CRET\\r'")
+    assert calls.describe_error(error) == "LocalProtocolError"
 
 
 @pytest.mark.parametrize(

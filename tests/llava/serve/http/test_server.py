@@ -20,7 +20,7 @@ from llava.serve.engine.errors import EngineClosedError, GenerationError, Overlo
 from llava.serve.http.auth import RequireKey
 from llava.serve.http.bodies import BodyLimit
 from llava.serve.http.failures import Failure, RequestError, explain
-from llava.serve.http.flags import add_server_flags, api_keys, request_limits
+from llava.serve.http.flags import API_KEY_VARIABLE, add_server_flags, api_keys, request_limits
 from llava.serve.http.limits import RequestLimits
 
 
@@ -96,12 +96,20 @@ def test_a_client_that_goes_away_amid_its_upload_is_forgotten() -> None:
 # Keys
 
 
-def test_an_empty_key_is_refused_since_it_would_let_everybody_in(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="an API key is empty"):
-        RequireKey(ECHO, ["one", ""])
+@pytest.mark.parametrize("key", ["", " ", "one ", " one", "one\r", "o ne", "clé"])
+def test_a_key_that_lets_everybody_in_or_that_no_header_carries_is_refused(
+    key: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = "may not be empty, and may hold ASCII letters, digits and signs only, without blanks"
+    with pytest.raises(ValueError, match=rule):
+        RequireKey(ECHO, ["one", key])
     with pytest.raises(SystemExit):
-        parse("--api-key", "")
-    assert "a key may not be empty" in capsys.readouterr().err
+        parse("--api-key", key)
+    said = capsys.readouterr().err
+    assert rule in said and not (key.strip() and key in said)
+    monkeypatch.setenv(API_KEY_VARIABLE, "one clé")
+    with pytest.raises(ValueError, match=r"^\$LLAVA_API_KEY: a key may not be empty.*blanks$"):
+        api_keys(parse())
 
 
 @pytest.mark.parametrize(
