@@ -113,9 +113,9 @@ def read_image(
             f"the image is a {type(source).__name__}; it must be a path, a URL, the bytes of an image file, an open"
             " file or a Pillow image"
         )
-    scheme = re.match(r"(data|file)(?=:)|[a-z][a-z0-9+.-]*(?=://)", source, re.I) if isinstance(source, str) else None
-    if scheme:
-        return _read_url(str(source), scheme[0].lower(), limits, policy)
+    url = source.strip() if isinstance(source, str) else ""  # copied with a blank or a line break
+    if scheme := re.match(r"(data|file)(?=:)|[a-z][a-z0-9+.-]*(?=://)", url, re.I):
+        return _read_url(url, scheme[0].lower(), limits, policy)
     if not policy.paths:
         raise ImageError(
             f"local image files are not allowed here, and this text is not a URL; use {policy.describe()}; base64 text"

@@ -5,7 +5,7 @@ Importing it loads Pillow; torch and transformers are imported by the functions 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,9 @@ def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: str
     """
     import torch
 
-    image = image if image.mode == "RGB" else image.convert("RGB")
+    from qlip.images.rgb import to_rgb
+
+    image = to_rgb(image, upright=False)
     side, tile = _square_side(processor.size), find_tile_side(processor)
     best = select_best_resolution(image.size, read_pinpoints(grid_pinpoints, tile))
     tiles = divide_to_patches(resize_and_pad_image(image, best), tile)
@@ -100,9 +102,9 @@ def find_tile_side(processor: Any) -> int:
 
 
 def _padded_pixels(image: Image.Image, processor: Any) -> Tensor:
-    """Pads an image to a square with the processor's mean colour and prepares it."""
+    """Pads an RGB image to a square with the processor's mean colour and prepares it."""
     red, green, blue = (int(255 * mean) for mean in processor.image_mean)
-    image, background = image if image.mode == "RGB" else image.convert("RGB"), (red, green, blue)
+    background = red, green, blue
     size, resample = getattr(processor, "size", None), getattr(processor, "resample", None)
     side = _square_side(size) if getattr(processor, "do_resize", False) and resample is not None else None
     if side is None:  # a custom processor, which resizes in its own way
@@ -148,34 +150,69 @@ def _pixels(image: Image.Image, image_processor: Any) -> Tensor:
 def process_images(images: Sequence[Image.Image], image_processor: Any, model_cfg: Any) -> Tensor | ImageList:
     """Turns images into what the vision tower takes.
 
+    Every way of preparing converts them alike: they stay turned as they are, so that `image_sizes` are their `size`
+    (`llava.images.load_image` opens files upright); transparency is laid on white, 16-bit grey is scaled to 8 bits.
+
     Args:
-        images: The images.
+        images: Pillow images of any mode, or arrays or tensors of pixels as `QLIPImageProcessor.preprocess` takes them.
         image_processor: A `CLIPImageProcessor`, or one that has `keeps_aspect_ratio` set and gets unpadded images.
-        model_cfg: An object that may have `image_aspect_ratio` ("pad"; "anyres" or "anyres_max_N"; otherwise the
-            processor's own way) and, for anyres, `image_grid_pinpoints`.
+        model_cfg: An object or a mapping that may have `image_aspect_ratio` ("pad"; "anyres" or "anyres_max_N";
+            otherwise the processor's own way) and, for anyres, `image_grid_pinpoints`.
 
     Returns:
         Float tensor (images, channels, height, width), for anyres (images, 1 + tiles, channels, height, width), when
         all shapes agree; otherwise a list, which has `to` and `half` as a tensor has.
+
+    Raises:
+        TypeError: one image in place of a list, something that is no image, or no image processor.
+        ValueError: floats outside of [0, 1], an array of another shape, or see `read_pinpoints`.
     """
     import torch
-    from PIL import Image
 
-    if isinstance(images, Image.Image):
-        raise TypeError("images is one image; it must be a list: process_images([image], ...)")
-    # Clients pass namespaces and custom processors: a missing attribute means LLaVA's default.
-    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
+    if image_processor is None:
+        raise TypeError("image_processor is None, as that of a text-only model is; images need a model with a tower")
+    pictures = _read_pictures(images)
+    aspect_ratio = _read_setting(model_cfg, "image_aspect_ratio")
     cuts_tiles = is_anyres(aspect_ratio) and getattr(image_processor, "takes_tiles", False)
     if getattr(image_processor, "keeps_aspect_ratio", False) and not cuts_tiles:
-        tensors = [_pixels(image, image_processor) for image in images]
+        tensors = [_pixels(picture, image_processor) for picture in pictures]
     elif aspect_ratio == "pad":
-        tensors = [_padded_pixels(image, image_processor) for image in images]
+        tensors = [_padded_pixels(picture, image_processor) for picture in pictures]
     elif is_anyres(aspect_ratio):
-        tensors = [process_anyres_image(image, image_processor, model_cfg.image_grid_pinpoints) for image in images]
+        pinpoints = _read_setting(model_cfg, "image_grid_pinpoints")
+        tensors = [process_anyres_image(picture, image_processor, pinpoints) for picture in pictures]
     else:
-        tensors = [_pixels(image, image_processor) for image in images]
+        tensors = [_pixels(picture, image_processor) for picture in pictures]
     same_shape = len({tensor.shape for tensor in tensors}) == 1
     return torch.stack(tensors) if same_shape else ImageList(tensors)
+
+
+def _read_setting(model_cfg: Any, name: str) -> Any:
+    """Reads a setting of a model; None where it is missing, as in clients' namespaces."""
+    return model_cfg.get(name) if isinstance(model_cfg, Mapping) else getattr(model_cfg, name, None)
+
+
+def _read_pictures(images: Any) -> list[Image.Image]:
+    """Converts images to RGB, turned as they are.
+
+    Raises:
+        TypeError: one image in place of a list, or something that is no image.
+        ValueError: see `to_pillow`.
+    """
+    from PIL import Image
+
+    from qlip.images.arrays import to_pillow
+    from qlip.images.rgb import to_rgb
+
+    if isinstance(images, Image.Image | str | bytes | Path) or getattr(images, "ndim", 4) < 4:
+        raise TypeError("images is one image; it must be a list: process_images([image], ...)")
+    pictures = []
+    for number, image in enumerate(images):
+        if not isinstance(image, Image.Image) and not hasattr(image, "ndim"):
+            kind = type(image).__name__
+            raise TypeError(f"images[{number}] is a {kind}; open it with llava.images.load_image, which takes files")
+        pictures.append(to_rgb(to_pillow(image), upright=False))
+    return pictures
 
 
 def tokenizer_image_token(

@@ -98,12 +98,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 SIBLINGS_ALLOWED = ("llava", "playground", "scripts")
 
-# Commands share the runner; the tower wraps the method; splice and generation share with `qlip.attach` the positions of
-# an image's tokens.
+# Commands share the runner, images the conversion to RGB; the tower wraps the method, generation shares its positions.
 QLIP_USERS = (
     "llava.command",
     "llava.downloads",
     "llava.images",
+    "llava.mm_utils",
     "llava.model.llava_arch",
     "llava.model.multimodal_encoder.clip_encoder",
     "llava.model.multimodal_encoder.qlip_encoder",

@@ -26,11 +26,15 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _MAX_XMP = 2**20  # bytes that are searched
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
     """Converts an image to upright RGB; returns the image itself if it is RGB without metadata.
 
     Applies the EXIF orientation and puts transparency on white. Grey of more than 8 bits is scaled down: integers above
     255 count as 16-bit, floats up to 1 as fractions of white; NaN is black.
+
+    Args:
+        image: The image, of any mode.
+        upright: False leaves it turned as it is stored; later readers don't turn it either.
 
     Raises:
         TypeError: it is not a Pillow image.
@@ -44,7 +48,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError(f"the image has {image.width} x {image.height} pixels; it needs at least one")
     if image.mode == "RGB" and not image.info:
         return image  # copying a photograph takes as long as decoding it
-    turn = TURNS.get(read_orientation(image))
+    turn = TURNS.get(read_orientation(image)) if upright else None
     if image.mode == "F" or image.mode.startswith("I"):
         image = _grey_to_8_bits(image)
     if image.mode == "La":

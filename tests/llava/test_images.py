@@ -132,6 +132,7 @@ def test_base64_text_in_place_of_a_name_is_refused_in_one_short_line(picture: Im
         ("data:image/png,abc", "must read data:image"),
         ("data:image/png;base64,a*b", "base64 text is broken"),
         ("http://", "needs a host"),
+        (" http://\n", "needs a host"),
         ("http://user:secret@example.org/", "may not hold a password"),
         ("http://example.org:port/", "cannot download the image"),
     ],

@@ -13,8 +13,11 @@ from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from llava import mm_utils
 from llava.constants import IMAGE_TOKEN_INDEX
+from qlip import QLIPImageProcessor
 from tests.llava.serve.fakes import BytesTokenizer
 from tests.llava.test_image_geometry import gradient
+
+ANYRES = {"image_aspect_ratio": "anyres", "image_grid_pinpoints": [(28, 56), (56, 28), (56, 56)]}
 
 
 class NoBosTokenizer(BytesTokenizer):
@@ -92,6 +95,53 @@ def test_pad_takes_pictures_of_any_mode(processor: CLIPImageProcessorPil, mode: 
     assert torch.equal(mm_utils.process_images([image], processor, config), expected)
 
 
+@pytest.mark.parametrize(
+    ("settings", "qlip"),
+    [
+        ({}, None),
+        ({"image_aspect_ratio": "pad"}, None),
+        (ANYRES, None),
+        ({"image_aspect_ratio": "pad"}, {}),
+        (ANYRES, {}),
+        (ANYRES, {"tiling": "tiles"}),
+    ],
+    ids=["square", "pad", "tiles", "quadtree", "quadtree for tiles", "quadtrees in tiles"],
+)
+def test_every_way_sees_a_picture_as_its_size_says(
+    processor: CLIPImageProcessorPil, settings: dict[str, object], qlip: dict[str, object] | None
+) -> None:
+    """LLaVA's clients pass `image.size` as `image_sizes`, so that nothing is turned behind their backs."""
+    own = processor if qlip is None else QLIPImageProcessor(14, 28, qlip=qlip)
+    turned = gradient(60, 20)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.info["exif"] = exif.tobytes()
+    levels = np.arange(60 * 20, dtype=np.uint16).reshape(20, 60) % 256
+    pairs = [
+        (turned, gradient(60, 20)),
+        (Image.fromarray(levels * 257), Image.fromarray(levels.astype(np.uint8)).convert("RGB")),
+        (Image.new("RGBA", (60, 20), (255, 0, 0, 0)), Image.new("RGB", (60, 20), "white")),
+        (np.asarray(gradient(60, 20)), gradient(60, 20)),
+    ]
+    for given, same in pairs:
+        pixels = mm_utils.process_images([given], own, settings)
+        assert torch.equal(pixels, mm_utils.process_images([same], own, Namespace(**settings)))
+    assert "exif" in turned.info
+
+
+@pytest.mark.parametrize("settings", [{}, {"image_aspect_ratio": "pad"}, ANYRES], ids=["square", "pad", "tiles"])
+def test_what_is_no_image_is_refused_with_the_way_out(
+    processor: CLIPImageProcessorPil, settings: dict[str, object]
+) -> None:
+    with pytest.raises(TypeError, match=r"images\[1\] is a str; open it with llava.images.load_image"):
+        mm_utils.process_images([gradient(4, 4), "a.png"], processor, settings)
+    with pytest.raises(TypeError, match="image_processor is None, as that of a text-only model is"):
+        mm_utils.process_images([gradient(4, 4)], None, settings)
+    for one in (gradient(4, 4), np.asarray(gradient(4, 4)), "a.png"):
+        with pytest.raises(TypeError, match=r"it must be a list: process_images\(\[image\], ...\)"):
+            mm_utils.process_images(one, processor, settings)
+
+
 class NativeProcessor:
     """Keeps every picture's size, as a quadtree tower wants it."""
 
@@ -109,11 +159,6 @@ def test_a_processor_that_keeps_the_shape_gets_unpadded_pictures() -> None:
     assert alone.shape == (1, 3, 20, 40)
     mixed = mm_utils.process_images([gradient(40, 20), gradient(20, 20)], NativeProcessor(), config)
     assert [tuple(pixels.shape) for pixels in mixed] == [(3, 20, 40), (3, 20, 20)]
-
-
-def test_one_picture_in_place_of_a_list_is_refused(processor: CLIPImageProcessorPil) -> None:
-    with pytest.raises(TypeError, match=r"it must be a list: process_images\(\[image\], ...\)"):
-        mm_utils.process_images(Image.new("RGB", (4, 4)), processor, Namespace())
 
 
 def test_pictures_of_several_sizes_are_converted_as_one_tensor_is() -> None:

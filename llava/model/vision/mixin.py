@@ -93,7 +93,8 @@ class ImageEncodingMixin:
         """Encodes images by a quadtree in place of tiles, each in the order of the raster that it would have had."""
         sizes = _sizes(images, image_sizes)
         pairs = zip(images, sizes, strict=True)
-        layouts = [plan_leaves(self.config, size, image, tower.config.image_size) for image, size in pairs]
+        rules = tower.config.image_size, tower.settings, tower.image_processor.cutter
+        layouts = [plan_leaves(self.config, size, image, *rules) for image, size in pairs]
         cuts = [tower.cut(image, layout) for image, layout in zip(images, layouts, strict=True)]
         n, settings, encoded = tower.num_patches_per_side, tower.settings, tower.encode_tokens(cuts)
         parts = zip(encoded, cuts, layouts, strict=True)

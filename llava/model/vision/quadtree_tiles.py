@@ -75,7 +75,9 @@ def cut_tile_pixels(pixels: Tensor, layout: TileLayout, settings: QLIPConfig, pa
     return cut_tiles(pixels, shape, (top, left, height, width), settings, patch_size, side // patch_size)
 
 
-def plan_leaves(config: Any, size: Sequence[int] | None, image: Cuts | Tensor, side: int) -> TileLayout:
+def plan_leaves(
+    config: Any, size: Sequence[int] | None, image: Cuts | Tensor, side: int, settings: QLIPConfig, cutter: ImageCutter
+) -> TileLayout:
     """Plans the tiles whose places an image's leaves take.
 
     Args:
@@ -83,13 +85,42 @@ def plan_leaves(config: Any, size: Sequence[int] | None, image: Cuts | Tensor, s
         size: (width, height) of the original image in pixels.
         image: leaves, pixels (C, H, W), or those of base and tiles (1 + T, C, S, S), whose number is checked.
         side: of a tile in pixels.
+        settings: how the image was resized.
+        cutter: of the tower.
 
     Raises:
-        ValueError: there is no size, or one with another number of tiles.
+        ValueError: there is no size, or one of another shape or with another number of tiles.
     """
     if size is None:
         raise ValueError("the size of an image is not known: give image_sizes, (width, height) of each image")
-    return lay_out(config, size, side, len(image) if isinstance(image, Tensor) and image.ndim == 4 else None)
+    if isinstance(image, tuple) or (isinstance(image, Tensor) and image.ndim == 4):
+        return lay_out(config, size, side, len(image))
+    layout = lay_out(config, size, side)
+    if isinstance(image, CutImage):
+        rows, cols = image.leaves.grid
+    else:
+        rows, cols = (max(1, length // cutter.patch_size) for length in image.shape[-2:])
+    width, height = int(size[0]), int(size[1])
+    unit = max(1.0, max(rows, cols) / cutter.native_grid) if settings.geometry == "native" else 1.0
+    if not fits_grid((height, width), (rows, cols), unit):
+        swapped = fits_grid((width, height), (rows, cols), unit)
+        raise ValueError(
+            f"image_sizes holds ({width}, {height}), and the pixels of that image are {cols * cutter.patch_size} x"
+            f" {rows * cutter.patch_size} (width x height), of another shape; "
+            + (f"({height}, {width}) would fit: sizes are (width, height), and " if swapped else "give ")
+            + "image.size of the image as process_images got it: upright, if it was turned upright before"
+        )
+    return layout
+
+
+def fits_grid(size: tuple[int, int], grid: tuple[int, int], unit: float) -> bool:
+    """Whether an image of `size` (height, width) may have been resized to `grid` (rows, cols) of cells.
+
+    Both sides were scaled by one factor and rounded to `unit` cells, at least one unit; see `ImageCutter.choose_grid`.
+    """
+    lows = [(cells / unit - 0.5) / side if cells > unit else 0.0 for cells, side in zip(grid, size, strict=True)]
+    highs = [(cells / unit + 0.5) / side for cells, side in zip(grid, size, strict=True)]
+    return max(lows) <= min(highs) * (1 + 1e-9)
 
 
 def plan_joining(

@@ -16,12 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-    IMAGE_TOKEN_INDEX,
-)
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, conv_templates
 from llava.images import Fit, ImageOpener
 from llava.mm_utils import ImageList, process_images, tokenizer_image_token
@@ -44,6 +39,7 @@ from llava.serve.engine.scheduler import Scheduler
 from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend, check_pictures
 from llava.text import check_question, place_images
 from qlip import QLIPConfig
+from qlip.images.rgb import to_rgb
 
 TextStream = Generator[str, None, None]
 
@@ -158,6 +154,7 @@ class ChatEngine:
     def prepare_images(self, images: Sequence[Image.Image]) -> Tensor | ImageList:
         """Prepares images for the vision tower: float32 (images, C, H, W) or a list, on its device."""
         device = self.model.get_vision_tower().device
+        images = [to_rgb(image) for image in images]  # upright, as in a chat
         return process_images(images, self.image_processor, self.model.config).to(device)
 
     def reply(

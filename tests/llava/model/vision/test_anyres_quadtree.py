@@ -66,10 +66,13 @@ def half_flat(name: str) -> Image.Image:
     return image
 
 
+def cutter_of(model):
+    return model.get_vision_tower().image_processor.cutter
+
+
 def prepare(model, name: str):
     tower = model.get_vision_tower()
-    cutter = tower.image_processor.cutter
-    return prepare_leaves(half_flat(name), cutter, tower.settings, model.config, tower.input_size)
+    return prepare_leaves(half_flat(name), cutter_of(model), tower.settings, model.config, tower.input_size)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -117,6 +120,22 @@ def test_pixels_leaves_and_prepared_images_are_encoded_alike(model, use, setting
         model.encode_tokens(pixels)
     with pytest.raises(ValueError, match="1 images were given, but 2 image_sizes"):
         model.encode_tokens(pixels, [image.size] * 2)
+
+
+@pytest.mark.parametrize("settings", [OVER_IMAGE, IN_CELLS], ids=["native", "grid"])
+@torch.no_grad()
+def test_sizes_of_another_shape_than_the_pixels_are_refused(model, use, settings):
+    use(settings)
+    for size in SIZES.values():
+        cut = prepare_leaves(picture(*size), cutter_of(model), settings, model.config).image
+        for given in (process_images([picture(*size)], model.get_vision_tower().image_processor, model.config), [cut]):
+            model.encode_tokens(given, [size])
+            with pytest.raises(
+                ValueError, match=rf"image_sizes holds \({size[0]}, {3 * size[1]}\), .* of another shape"
+            ):
+                model.encode_tokens(given, [(size[0], 3 * size[1])])
+    with pytest.raises(ValueError, match=r"\(300, 120\) would fit: sizes are \(width, height\), and image.size of"):
+        model.encode_tokens([torch.zeros(3, 112, 280)], [(120, 300)])
 
 
 @pytest.mark.parametrize("settings", [OVER_IMAGE, IN_TILES], ids=["image", "tiles"])
