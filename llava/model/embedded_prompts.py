@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from llava.model.splice import PaddedBatch
+from llava.model.vision.input_checks import check_prompts
 from llava.model.vision.mixin import Images, ImageSizes
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class EmbeddedPromptsMixin:
         """
         if images is None:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
+        check_prompts(input_ids, attention_mask, labels, images)
         side = self.config.tokenizer_padding_side
         batch = self.splice_images(input_ids, attention_mask, labels, images, side, image_sizes=image_sizes)
         if batch.weighted:

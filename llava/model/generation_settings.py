@@ -1,11 +1,12 @@
-"""Generation settings that can be saved: transformers refuses those that have no effect, which published ones hold.
+"""Generation settings: which one holds of those that are given, and those that can be saved.
 
-Vicuna's generation_config.json, for one, has a temperature and does not sample.
+transformers refuses to save what has no effect, which published ones hold: Vicuna's generation_config.json, for one,
+has a temperature and does not sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -20,6 +21,40 @@ BEAMS = ("early_stopping", "length_penalty")
 
 CACHE = ("cache_implementation", "cache_config")
 """Fields that only a generation with a cache reads."""
+
+
+def find_option(name: str, options: Mapping[str, Any], config: Any) -> Any:
+    """Finds an option of `generate` as transformers does.
+
+    Args:
+        name: of the option.
+        options: arguments of `generate`, a generation config among them.
+        config: the model's generation config, for what they leave out.
+    """
+    if name in options:
+        return options[name]
+    value = getattr(options.get("generation_config"), name, None)
+    return getattr(config, name, None) if value is None else value
+
+
+def check_max_length(tokens: int, options: Mapping[str, Any], config: Any) -> None:
+    """Checks that `max_length`, where it holds, leaves place for an answer.
+
+    Args:
+        tokens: of the longest prompt with its images, which count.
+        options: arguments of `generate`.
+        config: the model's generation config.
+
+    Raises:
+        ValueError: it leaves none; transformers would name a negative length.
+    """
+    longest = find_option("max_length", options, config)
+    if longest is None or find_option("max_new_tokens", options, config) is not None or longest > tokens:
+        return
+    raise ValueError(
+        f"max_length is {longest}, and a prompt has {tokens} tokens with its images, which count: no place is left for"
+        " an answer; give max_new_tokens, the tokens of the answer alone"
+    )
 
 
 def drop_unused(settings: GenerationConfig) -> GenerationConfig:

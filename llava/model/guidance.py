@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.generation_settings import find_option
 
 
 def add_negative_prompt(
@@ -30,15 +31,8 @@ def add_negative_prompt(
     Raises:
         ValueError: with guidance, a prompt has no text.
     """
-    given = options.get("generation_config")
-
-    def find(name: str) -> Any:
-        if name in options:
-            return options[name]
-        value = getattr(given, name, None)
-        return getattr(config, name, None) if value is None else value
-
-    scale, beams, answers = map(find, ("guidance_scale", "num_beams", "num_return_sequences"))
+    names = ("guidance_scale", "num_beams", "num_return_sequences")
+    scale, beams, answers = (find_option(name, options, config) for name in names)
     if scale in (None, 1) or options.get("negative_prompt_ids") is not None:
         return options
     text = prompt != IMAGE_TOKEN_INDEX

@@ -17,7 +17,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import unpad_image as unpad_image  # LLaVA's clients look for it here
 from llava.model.config import MultimodalConfig
 from llava.model.embedded_prompts import EmbeddedPromptsMixin, check_columns
-from llava.model.generation_settings import savable_generation
+from llava.model.generation_settings import check_max_length, savable_generation
 from llava.model.guidance import add_negative_prompt
 from llava.model.loading.checkpoint_tower import complete_arguments
 from llava.model.multimodal_encoder.base import VisionTower
@@ -38,6 +38,7 @@ from llava.model.splice import (
 )
 from llava.model.text_only import embed_text
 from llava.model.vision.anyres import has_newline, make_newline
+from llava.model.vision.input_checks import check_prompts, check_tokens
 from llava.model.vision.mixin import ImageEncodingMixin, Images, ImageSizes
 from llava.model.vision.question_budget import refine_pixels
 from llava.model.vision_setup import initialize_vision_modules, initialize_vision_tokenizer
@@ -113,12 +114,13 @@ class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositi
             packs, image_sizes: see `forward`.
 
         Raises:
-            ValueError: there are too few images, or one would be cut; or see `encode_tokens`.
+            ValueError: there is no token, there are too few images, or one would be cut; or see `encode_tokens`.
         """
         # Copied to the CPU once: reading a GPU's values would synchronize several times for every row.
         ids = input_ids.cpu()
         real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
         rows = [row[keep] for row, keep in zip(ids, real, strict=True)]
+        check_tokens(rows)
         shares = share_images(rows, 0 if images is None else len(images))
         shown = [share if IMAGE_TOKEN_INDEX in row else share[:0] for row, share in zip(rows, shares, strict=True)]
         # In training the others are encoded too: every process must use its projector, or the rest would wait for it.
@@ -182,6 +184,7 @@ class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositi
             if images is not None or packs is not None:
                 raise ValueError("images or packs were given with inputs_embeds, or with a cache that they continue")
         elif packs is not None or holds_images(input_ids, images):
+            check_prompts(input_ids, attention_mask, labels, images)
             side = self.config.tokenizer_padding_side
             if not torch.is_grad_enabled():
                 images = refine_pixels(self, input_ids, attention_mask, images, labels=labels, needs_question=False)
@@ -243,6 +246,7 @@ class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositi
             The output of transformers' `generate`, new tokens only.
 
         Raises:
+            TypeError, ValueError: see `check_prompts`.
             ValueError: no prompt, embeddings instead of one, too few images, or an option that images do not go with.
         """
         prompt = inputs if inputs is not None else input_ids
@@ -251,10 +255,12 @@ class LlavaMetaForCausalLM(EmbeddedPromptsMixin, ImageEncodingMixin, ImagePositi
         refuse_options(self, kwargs)
         if prompt is None or position_ids is not None or "inputs_embeds" in kwargs:
             raise ValueError("generate takes input_ids and images; inputs_embeds and position_ids are made from them")
+        check_prompts(prompt, attention_mask, images=images)
         check_columns(attention_mask, kwargs.get("past_key_values"))
         images = refine_pixels(self, prompt, attention_mask, images)
         batch = self.splice_images(prompt, attention_mask, None, images, "left", image_sizes=image_sizes)
         warn_beyond_context(batch, self.config)
+        check_max_length(batch.inputs_embeds.shape[1], kwargs, self.generation_config)
         return super().generate(
             inputs_embeds=batch.inputs_embeds,
             attention_mask=batch.attention_mask,

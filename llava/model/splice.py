@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.input_checks import check_ids
 from qlip.decoder_masks import counts_tokens
 from qlip.language_positions import ImageSpan, Placed, key_bias, place_tokens
 
@@ -57,7 +58,8 @@ class PaddedBatch:
 
 
 def holds_images(input_ids: Tensor, images: object) -> bool:
-    """Whether images were given, or a prompt asks for one."""
+    """Whether images were given, or a prompt asks for one; raises as `check_ids` does."""
+    check_ids(input_ids)
     return images is not None or bool((input_ids == IMAGE_TOKEN_INDEX).any())
 
 

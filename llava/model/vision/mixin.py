@@ -12,6 +12,7 @@ from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
 from llava.model.vision.anyres import TileLayout, joins_tiles, plan_tiles
 from llava.model.vision.image_tokens import ImageTokens, stack_features
+from llava.model.vision.input_checks import check_images
 from llava.model.vision.quadtree_tiles import order_cuts, plan_leaves
 
 Images = Tensor | Sequence[Tensor] | Sequence[ImageTokens]
@@ -51,8 +52,10 @@ class ImageEncodingMixin:
             image_sizes: of each image; needed where `mm_patch_merge_type` joins its tiles to a raster.
 
         Raises:
+            TypeError, ValueError: see `check_images`.
             ValueError: the model has no vision tower, or it is not loaded; or `image_sizes` is missing or wrong.
         """
+        check_images(images)
         encoded = [image for image in images if isinstance(image, ImageTokens)]
         if len(encoded) == len(images):
             return encoded

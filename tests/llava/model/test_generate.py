@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import DynamicCache
+from PIL import Image
+from transformers import BatchEncoding, DynamicCache, GenerationConfig
 
 from llava.constants import IMAGE_TOKEN_INDEX as IMAGE
 from llava.model.builder import load_pretrained_model
@@ -174,6 +175,45 @@ def test_errors_name_what_is_wrong(biased):
             biased(torch.tensor([ROWS[0]]), images=IMAGES[:1], labels=torch.tensor([ROWS[0]]))
         finally:
             biased.config.tokenizer_model_max_length = 2048
+
+
+ONE = torch.tensor([ROWS[0]])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind", "words"),
+    [
+        ({"input_ids": ONE[0]}, ValueError, rf"has the shape \({len(ROWS[0])},\); .* input_ids\[None\]"),
+        ({"input_ids": ONE[None]}, ValueError, r"it must be \(prompts, tokens\)$"),
+        ({"input_ids": ROWS[0]}, TypeError, r"input_ids is a list; .* torch.tensor\(\[ids\]\)"),
+        ({"input_ids": BatchEncoding({"input_ids": ONE})}, TypeError, "is a BatchEncoding; .*: give its input_ids"),
+        ({"input_ids": ONE.float()}, TypeError, "input_ids is torch.float32; it must be int64"),
+        ({"input_ids": ONE[:, :0], "images": None}, ValueError, "the prompt is empty"),
+        ({"attention_mask": torch.zeros_like(ONE)}, ValueError, "attention_mask hides all of them"),
+        ({"attention_mask": ONE[:, 1:]}, ValueError, "attention_mask has the shape .* that of input_ids"),
+        ({"attention_mask": [1]}, TypeError, "attention_mask is a list; it must be a tensor"),
+        ({"images": Image.new("RGB", (9, 9))}, TypeError, r"images is a Image; .*: process_images\(\[image\], "),
+        ({"images": [Image.new("RGB", (9, 9))]}, TypeError, r"images\[0\] is a Image; .* be prepared: process_images"),
+        ({"images": PICTURE[0]}, ValueError, r"images has the shape \(3, 112, 112\); .* images\[None\]"),
+        ({"images": [PICTURE[0, 0]]}, ValueError, r"images\[0\] has the shape \(112, 112\); it must be \(channels, "),
+    ],
+)
+def test_a_prompt_or_an_image_of_another_form_is_named(biased, prompt, kind, words):
+    given = {"input_ids": ONE, "images": PICTURE[:1], **prompt}
+    with pytest.raises(kind, match=words):
+        biased.generate(**given, **GREEDY)
+    if given["images"] is not None:  # without, the language model's own rules hold
+        with pytest.raises(kind, match=words):
+            biased(**given)
+
+
+def test_a_max_length_counts_the_prompt_with_its_images(biased):
+    tokens = biased(ONE, images=PICTURE[:1]).logits.shape[1]
+    answer = biased.generate(ONE, images=PICTURE[:1], do_sample=False, max_length=tokens + 1)
+    assert answer.shape == (1, 1)
+    for options in ({"max_length": tokens}, {"generation_config": GenerationConfig(max_length=tokens)}):
+        with pytest.raises(ValueError, match=f"max_length is {tokens}, and a prompt has {tokens} tokens .*max_new_tok"):
+            biased.generate(ONE, images=PICTURE[:1], do_sample=False, **options)
 
 
 def test_size_bias_needs_an_attention_that_can_apply_it(folder):
