@@ -45,6 +45,14 @@ def test_the_model_gets_pictures_in_full_precision() -> None:
     assert call["pad_token_id"] == EOS
 
 
+def test_pictures_are_prepared_upright_as_a_chat_sees_them(new_engine: NewEngine) -> None:
+    engine, upright, exif = new_engine(), Image.linear_gradient("L").resize((300, 120)).convert("RGB"), Image.Exif()
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    exif[0x0112] = 6
+    turned.info["exif"] = exif.tobytes()
+    assert torch.equal(engine.prepare_images([turned]), engine.prepare_images([upright]))
+
+
 def test_text_alone_needs_no_picture() -> None:
     model = ScriptedModel(["yes"])
     assert "".join(ask(model, Sampling(), prompt="Hi", images=0)) == "yes"
