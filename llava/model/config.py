@@ -128,10 +128,17 @@ class MultimodalConfig:
         return longest if stated >= UNBOUNDED else stated
 
 
-class LlavaConfig(MultimodalConfig, LlamaConfig):
-    """Llama's configuration with LLaVA's fields."""
+class LlavaLlamaConfig(MultimodalConfig, LlamaConfig):
+    """Llama's configuration with LLaVA's fields.
+
+    transformers' auto classes look a configuration up by its class's name, and have a LlavaConfig of their own.
+    """
 
     model_type = "llava_llama"
+
+
+LlavaConfig = LlavaLlamaConfig
+"""The name in LLaVA's package, and in pickles."""
 
 
 class LlavaMistralConfig(MultimodalConfig, MistralConfig):

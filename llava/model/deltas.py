@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llava.command import written_whole
 from llava.model.config import CONFIGS
-from llava.model.loading.chat_template import default_template, template_by_name
+from llava.model.loading.chat_template import template_by_name
 from llava.model.loading.files import damaged, load_tensors, read_json, require_weights, state_dtype
 from llava.model.loading.quantization import refuse_quantised
 
@@ -155,7 +155,7 @@ def state_template(config: dict[str, Any], name: str) -> dict[str, Any]:
     known = CONFIGS.get(config.get("model_type", ""))
     if known is None or config.get("mm_vision_tower") is None or config.get("conv_mode") is not None:
         return config
-    template = None if default_template(known) != "vicuna_v1" else template_by_name(name)
+    template = template_by_name(name, known)
     return config if template is None else {**config, "conv_mode": template}
 
 

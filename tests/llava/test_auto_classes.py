@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedTokenizerBase,
+)
 from transformers import LlavaConfig as TransformersLlavaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
@@ -20,6 +28,7 @@ from llava.model import (
     LlavaLlamaForCausalLM,
     LlavaMistralConfig,
     LlavaMistralForCausalLM,
+    LlavaMptConfig,
     LlavaQwenConfig,
     LlavaQwenForCausalLM,
 )
@@ -59,7 +68,7 @@ def test_a_fresh_process_builds_a_model_by_the_auto_classes(tmp_path):
     folder = make_llava_checkpoint(tmp_path, model_type="llava_llama")
     command = [sys.executable, "-c", FORKED, folder, LOAD, ALONE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    expected = "llava.model.config LlavaConfig LlavaLlamaForCausalLM"
+    expected = "llava.model.config LlavaLlamaConfig LlavaLlamaForCausalLM"
     assert done.stdout.splitlines() == [expected] * 2, done.stderr
     assert done.returncode == 0, done.stderr
 
@@ -97,6 +106,27 @@ def test_transformers_own_llava_is_found_as_before():
     assert AutoModelForImageTextToText._model_mapping[TransformersLlavaConfig].__name__ == (
         "LlavaForConditionalGeneration"
     )
+
+
+@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForImageTextToText])
+def test_an_auto_class_without_a_model_of_ours_does_not_know_it(auto_class):
+    """It says so, then, and does not build transformers' own Llava, which reads other fields."""
+    for config in (LlavaConfig, LlavaMistralConfig, LlavaMptConfig, LlavaQwenConfig):
+        assert config not in auto_class._model_mapping
+        assert config in AutoModelForCausalLM._model_mapping
+
+
+def test_no_processor_of_transformers_is_taken_for_ours(tmp_path):
+    """As for the other language models, what comes back is the tokenizer."""
+    for model_type in ("llava_llama", "llava_mistral"):
+        folder = make_llava_checkpoint(tmp_path / model_type, model_type=model_type)
+        assert isinstance(AutoProcessor.from_pretrained(folder), PreTrainedTokenizerBase)
+
+
+def test_llavas_name_of_the_configuration_stays(tmp_path):
+    config = LlavaConfig(**TEXT)
+    assert pickle.loads(pickle.dumps(config)).to_dict() == config.to_dict()
+    assert pickle.loads(b"cllava.model.config\nLlavaConfig\n.") is LlavaConfig  # of an older version
 
 
 def test_star_import_names_the_classes():

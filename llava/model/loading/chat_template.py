@@ -19,12 +19,15 @@ TYPES = {"llava_mistral": "mistral_instruct", "llava_mpt": "mpt", "llava_qwen": 
 """`model_type` -> the template that its checkpoints were trained with."""
 
 NAMES = {
-    "llama-2": "llava_llama_2",
-    "llama-3": "llava_llama_3",
-    "llama3": "llava_llama_3",
-    "v1.6-34b": "chatml_direct",
+    "vicuna_v1": {
+        "llama-2": "llava_llama_2",
+        "llama-3": "llava_llama_3",
+        "llama3": "llava_llama_3",
+        "v1.6-34b": "chatml_direct",
+    },
+    "mistral_instruct": {"bakllava": "vicuna_v1"},
 }
-"""Part of the name of a model on Llama -> its template; the configuration does not tell these from Vicuna."""
+"""Template of the type -> part of a model's name -> its template, where the configuration does not tell it."""
 
 RECOGNISED = (
     "vicuna_v1",
@@ -59,10 +62,7 @@ def choose_template(model_path: str, config: Any) -> str:
     """
     if config.conv_mode is not None:
         return config.conv_mode
-    template = default_template(config)
-    if template != "vicuna_v1" or not config.has_tower:
-        return template
-    return template_by_name(model_path) or template
+    return (template_by_name(model_path, config) if config.has_tower else None) or default_template(config)
 
 
 def keep_template(model_path: str, config: Any) -> None:
@@ -72,10 +72,16 @@ def keep_template(model_path: str, config: Any) -> None:
         config.conv_mode = template
 
 
-def template_by_name(model_path: str) -> str | None:
-    """Finds the template implied by a folder name (a link's or its target's) or hub id; None if there is none."""
+def template_by_name(model_path: str, config: Any) -> str | None:
+    """Finds the template implied by a folder name (a link's or its target's) or hub id; None if there is none.
+
+    Args:
+        model_path: folder or hub id.
+        config: of its model; names differ by the language model's type.
+    """
+    known = NAMES.get(default_template(config), {})
     names = [get_model_name_from_path(path).lower() for path in (model_path, os.path.realpath(model_path))]
-    return next((own for name in names for part, own in NAMES.items() if part in name), None)
+    return next((own for name in names for part, own in known.items() if part in name), None)
 
 
 def find_template(folder: Path, config: Any) -> str | None:
@@ -158,6 +164,11 @@ def render_end(chat_template: str) -> str | None:
         if found:
             return str(end)
     return None
+
+
+def is_answered_alike(template: str, other: str) -> bool:
+    """Whether two templates of `conv_templates` write the same from question to answer, but for spaces and breaks."""
+    return _squeeze(_end_of(template)) == _squeeze(_end_of(other))
 
 
 def _end_of(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from llava.conversation import conv_templates
 from llava.mm_utils import get_model_name_from_path
-from llava.model.loading.chat_template import choose_template, read_chat_template, recognise
+from llava.model.loading.chat_template import is_answered_alike, read_chat_template, recognise, template_by_name
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,6 @@ def guess_template(model_name: str) -> str:
 def warn_of_guess(model_path: str, config: Any, conv_mode: str) -> None:
     """Warns once if a checkpoint names no template and LLaVA, or its tokenizer, would use another one than `conv_mode`.
 
-    LLaVA's guess "llava_v1" does not count: LLaVA-1.5 was trained with "vicuna_v1", as its evaluation scripts state.
     A tokenizer's chat template is its language model's, which LLaVA may have been trained with or not.
 
     Args:
@@ -39,16 +38,28 @@ def warn_of_guess(model_path: str, config: Any, conv_mode: str) -> None:
         config: Config of the loaded model; one without `mm_vision_tower` is not in LLaVA's format.
         conv_mode: The template in use.
     """
-    is_known = config.conv_mode is not None or choose_template(model_path, config) != "vicuna_v1"
-    if is_known or config.mm_vision_tower is None:
+    if config.conv_mode is not None or config.mm_vision_tower is None:
         return
-    guess = guess_template(get_model_name_from_path(model_path))
-    others = {} if guess == "llava_v1" else {f"LLaVA would take {guess!r}, by the name": guess}
-    if (own := read_tokenizers_template(model_path, config)) is not None:
-        others[f"its tokenizer's chat template is that of {own!r}"] = own
-    differing = [said for said, other in others.items() if conv_templates[other] != conv_templates[conv_mode]]
+    differing = []
+    if (guess := find_other_guess(model_path, config, conv_mode)) is not None:
+        differing.append(f"LLaVA would take {guess!r}, by the name")
+    own = read_tokenizers_template(model_path, config)
+    if own is not None and not is_answered_alike(own, conv_mode):
+        differing.append(f"its tokenizer's chat template is that of {own!r}")
     if differing:
         _warn(model_path, conv_mode, "; ".join(differing))
+
+
+def find_other_guess(model_path: str, config: Any, conv_mode: str) -> str | None:
+    """Finds the template that LLaVA would use in place of `conv_mode`; None where it is the same or a worse guess.
+
+    LLaVA-1.5 was trained with "vicuna_v1", as its evaluation scripts state, not with the guess "llava_v1". A name that
+    decides here is that of a model whose template is known, and Qwen is not among LLaVA's models.
+    """
+    guess = guess_template(get_model_name_from_path(model_path))
+    is_known = config.model_type == "llava_qwen" or template_by_name(model_path, config) is not None
+    is_trained_with = (guess, conv_mode) == ("llava_v1", "vicuna_v1")
+    return None if is_known or is_trained_with or conv_templates[guess] == conv_templates[conv_mode] else guess
 
 
 def read_tokenizers_template(model_path: str, config: Any) -> str | None:

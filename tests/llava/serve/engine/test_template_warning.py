@@ -14,7 +14,7 @@ from PIL import Image
 from llava.eval import model_vqa_loader, run_llava
 from llava.model.loading.chat_template import choose_template
 from llava.serve import cli
-from llava.serve.engine.template_warning import guess_template
+from llava.serve.engine.template_warning import guess_template, warn_of_guess
 from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
 from tests.llava.model.loading.test_chat_template import LLAMA_3
 
@@ -29,6 +29,23 @@ NAMES = {
     "LLaVA-7b-delta-v0": "llava_v0",
     "my-model": "llava_v0",
 }
+
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As Yi's and Qwen's tokenizers have it."""
+
+INSTRUCT = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}{{ message['content'] + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+"""As Mistral's tokenizers have it."""
+
+BY_NAME, BY_TOKENIZER = "LLaVA would take {!r}, by the name", "its tokenizer's chat template is that of {!r}"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +69,7 @@ def test_llavas_guess_is_known(name: str, template: str) -> None:
 
 
 def config(model_type: str, conv_mode: str | None = None) -> SimpleNamespace:
-    return SimpleNamespace(model_type=model_type, conv_mode=conv_mode, has_tower=True)
+    return SimpleNamespace(model_type=model_type, conv_mode=conv_mode, has_tower=True, mm_vision_tower="clip")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +81,7 @@ def config(model_type: str, conv_mode: str | None = None) -> SimpleNamespace:
         ("llava-hf/llava-1.5-7b-hf", "llava_llama", "vicuna_v1"),
         ("liuhaotian/llava-v1.6-mistral-7b", "llava_mistral", "mistral_instruct"),
         ("my-model", "llava_mistral", "mistral_instruct"),
+        ("SkunkworksAI/BakLLaVA-1", "llava_mistral", "vicuna_v1"),
         ("lmms-lab/llama3-llava-next-8b", "llava_llama", "llava_llama_3"),
         ("lmms-lab/llava-next-72b", "llava_qwen", "qwen_1_5"),
         ("models/any", "llava_mpt", "mpt"),
@@ -141,6 +159,42 @@ def test_a_tokenizers_chat_template_that_differs_is_told(
     first, second = warnings(caplog)
     assert f"(conv_mode in config.json); {by_tokenizer}: choose" in first
     assert f"LLaVA would take 'llava_v0', by the name; {by_tokenizer}: choose" in second
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "written", "others"),
+    [
+        ("llava-v1.5-7b", "llava_llama", None, []),
+        ("llava-v1.6-vicuna-7b", "llava_llama", None, []),
+        ("llava-v1.6-mistral-7b", "llava_mistral", INSTRUCT, []),
+        ("llava-v1.6-34b", "llava_llama", CHATML, []),
+        ("llava-llama-2-13b-chat-lightning-preview", "llava_llama", INSTRUCT, []),
+        ("llama3-llava-next-8b", "llava_llama", LLAMA_3, []),
+        ("llava-next-72b", "llava_qwen", CHATML, []),
+        ("LLaVA-Lightning-MPT-7B-preview", "llava_mpt", None, []),
+        ("llava-mpt-7b-chat", "llava_mpt", CHATML, []),
+        ("BakLLaVA-1", "llava_mistral", None, []),
+        ("BakLLaVA-1", "llava_mistral", CHATML, [BY_TOKENIZER.format("qwen_1_5")]),
+        ("Nous-Hermes-2-Vision", "llava_mistral", None, [BY_NAME.format("llava_v0")]),
+        ("llava-v1-zephyr", "llava_mistral", INSTRUCT, [BY_NAME.format("llava_v1")]),
+        ("llava-mistral-chatml", "llava_mistral", CHATML, [BY_TOKENIZER.format("qwen_1_5")]),
+        ("my-model", "llava_mpt", LLAMA_3, [BY_NAME.format("llava_v0"), BY_TOKENIZER.format("llava_llama_3")]),
+        ("llava-next-72b", "llava_qwen", LLAMA_3, [BY_TOKENIZER.format("llava_llama_3")]),
+        ("llava-v1.6-34b", "llava_llama", LLAMA_3, [BY_TOKENIZER.format("llava_llama_3")]),
+    ],
+)
+def test_each_family_is_warned_of_where_another_template_differs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, model_type: str, written: str | None, others: list[str]
+) -> None:
+    """Released checkpoints are not; `written` is their tokenizer's. System texts and line breaks may differ."""
+    (tmp_path / name).mkdir()
+    if written is not None:
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps({"chat_template": written}))
+    template = choose_template(str(tmp_path / name), config(model_type))
+    with caplog.at_level(logging.WARNING):
+        warn_of_guess(str(tmp_path / name), config(model_type), template)
+    said = [f"(conv_mode in config.json); {'; '.join(others)}: choose with --conv-mode"] if others else []
+    assert [line.partition("names none ")[2] for line in warnings(caplog)] == said
 
 
 @pytest.mark.parametrize("name", ["llava-mpt-7b", "a-model-of-v0"])
