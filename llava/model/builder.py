@@ -20,7 +20,7 @@ from llava.model.loading.adapters import merge_adapter, read_adapter
 from llava.model.loading.base import find_base
 from llava.model.loading.checkpoint import Checkpoint, inspect, require_tower
 from llava.model.loading.folder import NON_LORA_FILE, local_folder
-from llava.model.loading.options import choose_options
+from llava.model.loading.options import check_auto, choose_options
 from llava.model.loading.quantization import base_quantization, check_four_bit, stored_quantization
 from llava.model.loading.tokenizer import load_tokenizer
 from llava.model.loading.weights import (
@@ -111,6 +111,7 @@ def load_pretrained_model(
     dtype = torch_dtype if dtype is None else dtype
     options = choose_options(str(device), device_map, dtype, attention, load_8bit, load_4bit) | kwargs
     checkpoint = inspect(local_folder(str(model_path), revision=revision, **hub), **hub)
+    check_auto(options["dtype"], checkpoint.config.dtype, checkpoint.folder)
     override_flag(checkpoint.config, qlip)
     base = find_base(checkpoint, model_path, model_base, hub)
     if stored := stored_quantization(base):

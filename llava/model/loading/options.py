@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 DEVICE_MAP_STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 """Ways of transformers to spread a model over GPUs."""
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""What a model can be built and run in: torch stores weights in narrower ones, but does not compute in them."""
 
 
 def choose_options(
@@ -28,7 +32,7 @@ def choose_options(
     """Chooses the arguments of transformers' `from_pretrained`; `load_pretrained_model` explains these.
 
     Raises:
-        ValueError: the machine has no such device, or `dtype` is not a floating-point dtype.
+        ValueError: the machine has no such device, or `dtype` is none of `DTYPES`.
     """
     placement = choose_placement(device, "auto" if device_map is None else device_map)
     # Weights that are moved from the CPU to a GPU are not widened, nor those in 8 bits, whose products are in float16.
@@ -82,13 +86,36 @@ def choose_dtype(dtype: torch.dtype | str | None, placement: dict[str, Any] | st
     """Chooses the caller's dtype, else float16; float32 on the CPU if `widen`.
 
     Raises:
-        ValueError: no floating-point dtype.
+        ValueError: none of `DTYPES`.
     """
     if dtype is None:
         return torch.float32 if widen and is_on_cpu(placement) else torch.float16
     if dtype == "auto":
         return dtype
     chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-        raise ValueError(f"dtype is {dtype!r}; allowed are 'float32', 'float16', 'bfloat16' and 'auto'")
+    if chosen not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; allowed are {_list_dtypes()} and 'auto'")
     return chosen
+
+
+def check_auto(dtype: Any, stated: torch.dtype | None, folder: Path) -> None:
+    """Checks that a checkpoint's own dtype, which "auto" takes, is one to compute in.
+
+    Args:
+        dtype: what the caller chose.
+        stated: by the checkpoint's config.json.
+        folder: the checkpoint.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if dtype == "auto" and stated is not None and stated not in DTYPES:
+        name = str(stated).removeprefix("torch.")
+        raise ValueError(
+            f"{folder / 'config.json'}: torch_dtype is {name!r}, which a model cannot be computed in; allowed with"
+            f" dtype 'auto' are {_list_dtypes()}: give dtype='float16' or another of these"
+        )
+
+
+def _list_dtypes() -> str:
+    return ", ".join(repr(str(dtype).removeprefix("torch.")) for dtype in DTYPES)

@@ -207,6 +207,12 @@ def test_a_dtype_that_torch_does_not_have_is_named_with_its_file(tmp_path):
         load_pretrained_model(write(tmp_path, llava_config(torch_dtype="float99")), device="cpu")
 
 
+def test_a_dtype_that_nothing_is_computed_in_is_named_with_its_file(tmp_path):
+    path = write(tmp_path, llava_config(torch_dtype="float8_e4m3fn"))
+    with pytest.raises(ValueError, match=r"config\.json: torch_dtype is 'float8_e4m3fn'"):
+        load_pretrained_model(path, device="cpu", torch_dtype="auto")
+
+
 @pytest.mark.parametrize("padding", [TEXT["vocab_size"], -TEXT["vocab_size"] - 1])
 def test_a_padding_token_beyond_the_vocabulary_is_named(tmp_path, padding):
     path = write(tmp_path, llava_config(pad_token_id=padding))

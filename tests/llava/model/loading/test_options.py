@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from llava.model.loading.options import choose_options
+from llava.model.loading.options import check_auto, choose_options
 
 
 def test_a_cpu_widens_weights_unless_they_get_8_bits():
@@ -71,3 +72,29 @@ def test_an_empty_device_map_is_refused():
 def test_products_of_4_bit_weights_have_the_callers_dtype():
     settings = choose_options("cpu", None, "bfloat16", None, four_bit=True)["quantization_config"]
     assert settings.load_in_4bit and settings.bnb_4bit_compute_dtype == torch.bfloat16
+
+
+COMPUTED = ("float32", "float16", "bfloat16", "float64")
+STORED = ("float8_e4m3fn", "float8_e5m2", "int8", "bool", "complex64")
+
+
+@pytest.mark.parametrize("name", COMPUTED + STORED)
+def test_a_dtype_is_one_that_torch_builds_a_model_in(name: str):
+    """Of the others torch has weights, but no layers by default."""
+    before, dtype = torch.get_default_dtype(), getattr(torch, name)
+    try:
+        torch.set_default_dtype(dtype)
+    except TypeError:
+        for given in (name, dtype):
+            with pytest.raises(ValueError, match="allowed are 'float32', 'float16', 'bfloat16', 'float64' and 'auto'"):
+                choose_options("cpu", None, given, None)
+        with pytest.raises(ValueError, match=rf"config\.json: torch_dtype is '{name}', .*: give dtype='float16'"):
+            check_auto("auto", dtype, Path("folder"))
+        check_auto(torch.float16, dtype, Path("folder"))
+        assert name in STORED
+    else:
+        assert choose_options("cpu", None, name, None)["dtype"] == choose_options("cpu", None, dtype, None)["dtype"]
+        check_auto("auto", dtype, Path("folder"))
+        assert name in COMPUTED
+    finally:
+        torch.set_default_dtype(before)
