@@ -15,6 +15,7 @@ from transformers import LlamaConfig, MistralConfig, MptConfig, Qwen2Config
 from transformers.models.mpt.configuration_mpt import MptAttentionConfig
 
 from llava.image_geometry import is_anyres, read_pinpoints
+from llava.model.field_types import check_types
 
 FEATURE_SELECTIONS = ("patch", "cls_patch")
 PADDING_SIDES = ("right", "left")
@@ -93,18 +94,13 @@ class MultimodalConfig:
     def __post_init__(self, **kwargs: Any) -> None:
         register_models()
         super().__post_init__(**kwargs)  # type: ignore[misc]
+        self.return_dict = True  # transformers' own models fail inside on false; a call's own argument still counts
+        check_types(self)
         _check("mm_vision_select_feature", self.mm_vision_select_feature, FEATURE_SELECTIONS)
-        self.mm_patch_merge_type = self.mm_patch_merge_type or "flat"  # null is LLaVA's own default
+        if self.mm_patch_merge_type is None:  # LLaVA's own default
+            self.mm_patch_merge_type = "flat"
         check_tiling(self)
         _check("tokenizer_padding_side", self.tokenizer_padding_side, PADDING_SIDES)
-        for name, kind, allowed in (
-            ("mm_vision_tower", str, "a name or null"),
-            ("mm_vision_config", dict, "an object"),
-        ):
-            if not isinstance(getattr(self, name), (kind, type(None))):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {allowed}")
-        if not (self.qlip is None or isinstance(self.qlip, (bool, dict))):
-            raise ValueError(f"qlip is {self.qlip!r}; allowed are true, false, null and an object of QLIP settings")
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """Formats config.json so that LLaVA's own code reads it too: old names beside new ones, no empty fields.

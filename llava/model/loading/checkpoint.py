@@ -12,6 +12,7 @@ from typing import Any, Literal
 from huggingface_hub.errors import StrictDataclassError
 
 from llava.model.config import CONFIGS, TEXT_CONFIGS, ImageLanguageConfig, LlavaMptConfig
+from llava.model.field_types import check_language_model, check_quantization, check_sizes
 from llava.model.llava_arch import MPT_NAMES, TOWER_NAMES
 from llava.model.loading.chat_template import find_template
 from llava.model.loading.checkpoint_tower import complete_tower, resolve_tower_path
@@ -20,7 +21,7 @@ from llava.model.loading.folder import PROJECTOR_FILE
 from llava.model.loading.transformers_format import TRANSFORMERS_NAMES, config_from_transformers
 from llava.model.loading.unsupported import describe_unsupported
 from llava.model.multimodal_encoder.builder import check_scales
-from llava.model.multimodal_encoder.pretrained import check_select_feature, vision_config
+from llava.model.multimodal_encoder.pretrained import check_select_feature, check_select_layer, vision_config
 from llava.model.multimodal_encoder.qlip_encoder import read_settings
 from llava.model.multimodal_projector.builder import check_projector_type
 
@@ -66,7 +67,7 @@ def inspect(folder: Path, **hub: Any) -> Checkpoint:
     try:
         name_dtypes(values)
         config, names = read_config(values, folder)
-    except (StrictDataclassError, TypeError, ValueError) as error:
+    except (StrictDataclassError, AttributeError, TypeError, ValueError) as error:  # transformers' too
         raise ValueError(f"{file}: {error}") from error
     if names is TRANSFORMERS_NAMES:
         if config.conv_mode is None:
@@ -108,17 +109,24 @@ def find_kind(folder: Path) -> Kind:
 def read_config(values: dict[str, Any], folder: Path) -> tuple[ImageLanguageConfig, dict[str, str]]:
     """Reads and checks the configuration in a config.json; returns it with the names of its checkpoint's weights."""
     read_settings(values.get("qlip"))
+    check_sizes(values)
+    check_quantization(values.get("quantization_config"))
     parts = [part for part in ("text_config", "vision_config") if part in values]
     if len(parts) == 2:
-        return config_from_transformers(values), TRANSFORMERS_NAMES
+        config = config_from_transformers(values)
+        check_language_model(config)
+        return config, TRANSFORMERS_NAMES
     if parts and "mm_vision_tower" not in values:
         raise ValueError(f"it holds {parts[0]} alone; a LLaVA of transformers has text_config and vision_config")
     config = config_from_llava(values, folder)
+    check_language_model(config)
     if config.has_tower:
         check_projector_type(config.mm_projector_type)
         check_scales(config)
     if config.mm_vision_config is not None:
-        check_select_feature(config.mm_vision_select_feature, vision_config(config.mm_vision_config))
+        tower = vision_config(config.mm_vision_config)
+        check_select_feature(config.mm_vision_select_feature, tower)
+        check_select_layer(config.mm_vision_select_layer, tower)
     return config, MPT_NAMES if isinstance(config, LlavaMptConfig) else TOWER_NAMES
 
 

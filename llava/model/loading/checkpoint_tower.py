@@ -13,6 +13,7 @@ from llava.model.loading.files import weight_shapes
 from llava.model.loading.folder import local_folder
 from llava.model.multimodal_encoder.pretrained import (
     OPENAI_CLIP,
+    check_select_layer,
     drops_last_layer,
     fit_vision_config,
     infer_vision_config,
@@ -68,7 +69,7 @@ def complete_tower(config: MultimodalConfig, folder: Path, **hub: Any) -> None:
     """Sets `mm_vision_config` where it is absent and the checkpoint holds the tower's weights.
 
     Raises:
-        ValueError: see `tower_config_inside`.
+        ValueError: see `tower_config_inside`; or the tower has no such layer as is asked for.
     """
     if config.mm_vision_config is not None or config.mm_vision_tower is None:
         return
@@ -77,6 +78,10 @@ def complete_tower(config: MultimodalConfig, folder: Path, **hub: Any) -> None:
         config.mm_vision_config = tower.to_dict()
         if drops_last_layer(tower):
             config.mm_vision_select_layer = -1  # of all layers it is the second last
+        try:
+            check_select_layer(config.mm_vision_select_layer, tower)
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from error
 
 
 def tower_config_inside(folder: Path, tower: str, **hub: Any) -> PreTrainedConfig | None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from llava.image_geometry import read_pinpoints
 from llava.model.config import TEXT_CONFIGS, ImageLanguageConfig
-from llava.model.multimodal_encoder.pretrained import vision_config
+from llava.model.field_types import check_sizes
+from llava.model.multimodal_encoder.pretrained import check_select_layer, vision_config
 
 TOWER_PREFIX = "model.vision_tower.vision_tower."
 
@@ -42,6 +45,7 @@ def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
     if values.get("quantization_config"):
         raise ValueError(f"its weights are quantised (quantization_config) under unsupported names; {ATTACH_HINT}")
     text = dict(values["text_config"])
+    check_sizes(text)
     config_class = TEXT_CONFIGS[text.pop("model_type", "llama")]
     text["tie_word_embeddings"] = bool(values.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
     dtype = text.pop("dtype", None) or text.pop("torch_dtype", None)
@@ -49,7 +53,7 @@ def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
     return config_class(
         **text,
         mm_vision_config=vision.to_dict(),
-        mm_vision_select_layer=select_layer(values.get("vision_feature_layer", -2)),
+        mm_vision_select_layer=select_layer(values.get("vision_feature_layer", -2), vision),
         mm_vision_select_feature=select_feature(values, has_cls=vision.model_type == "clip_vision_model"),
         mm_projector_type="mlp2x_gelu",
         mm_hidden_size=vision.hidden_size,
@@ -59,17 +63,19 @@ def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
     )
 
 
-def select_layer(layers: Any) -> Any:
+def select_layer(layers: Any, vision: PreTrainedConfig) -> int:
     """Reads transformers' `vision_feature_layer`, a number or a list; several layers are joined, and not supported.
 
     Raises:
-        ValueError: there are several.
+        ValueError: there are several, or `vision`, the tower's configuration, has none of this number.
     """
-    if not isinstance(layers, list):
-        return layers
-    if len(layers) != 1:
+    layer = layers[0] if isinstance(layers, list) and len(layers) == 1 else layers
+    if isinstance(layer, list):
         raise ValueError(f"vision_feature_layer is {layers}; allowed is one layer; {ATTACH_HINT}")
-    return layers[0]
+    if type(layer) is not int:
+        raise ValueError(f"vision_feature_layer is {layers!r}; it must be an integer")
+    check_select_layer(layer, vision, "vision_feature_layer")
+    return layer
 
 
 def select_feature(values: Mapping[str, Any], has_cls: bool) -> str:

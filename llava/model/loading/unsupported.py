@@ -36,13 +36,13 @@ def describe_unsupported(values: Mapping[str, Any]) -> str | None:
     model_type = values.get("model_type")
     model_class = MODEL_CLASSES.get(str(model_type)) if "vision_config" in values else None
     if model_class and isinstance(text := values.get("text_config"), Mapping):
-        if (kind := text.get("model_type", "llama")) in TEXT_CONFIGS:
+        if str(kind := text.get("model_type", "llama")) in TEXT_CONFIGS:
             return None
         way_out = ATTACH.format(what="it", model_class=model_class)
         return _sentence(f"LLaVA on {kind}", f"text_config.model_type is {kind!r}", way_out)
     if found := {**LLAVA_TYPES, **TRANSFORMERS_TYPES}.get(str(model_type)):
         return _sentence(found[0], f"model_type is {model_type!r}", found[1])
-    if model_type not in CONFIGS and model_type not in TEXT_CONFIGS:
+    if str(model_type) not in {**CONFIGS, **TEXT_CONFIGS}:
         return f"the checkpoint is of type {model_type!r}, which is not supported; {SUPPORTED}"
     if (kind := values.get("mm_resampler_type")) is not None:
         return _sentence("LLaVA with a resampler", f"mm_resampler_type is {kind!r}", SUPPORTED)

@@ -16,6 +16,7 @@ from llava.model.loading.files import check_weights
 from llava.model.loading.strict import read_pretrained
 from llava.model.multimodal_encoder.pretrained import (
     check_select_feature,
+    check_select_layer,
     default_image_processor,
     find_image_processor,
     load_image_processor,
@@ -168,11 +169,7 @@ class VisionTower(nn.Module, ABC):
 
     def _adopt(self, model: PreTrainedModel) -> None:
         check_select_feature(self.select_feature, model.config)
-        depth = model.config.num_hidden_layers
-        if not isinstance(self.select_layer, int) or not -depth - 1 <= self.select_layer <= depth:
-            raise ValueError(
-                f"mm_vision_select_layer is {self.select_layer!r}; {depth} layers have -{depth + 1} to {depth}"
-            )
+        check_select_layer(self.select_layer, model.config)
         self.vision_tower = self._wrap(model)
         if not hasattr(self.vision_tower, "vision_model"):
             # LLaVA's clients look for an inner model, which today's transformers no longer has. Not registered with

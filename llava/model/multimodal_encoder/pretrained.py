@@ -18,6 +18,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from llava.model.field_types import check_sizes
 from llava.model.loading.files import read_json
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def vision_config(config: PreTrainedConfig | Mapping[str, Any]) -> PreTrainedCon
     It has no dtype: a tower has the dtype of the model around it.
 
     Raises:
-        ValueError: it is of another type.
+        ValueError: it is of another type, or a size is not positive.
     """
     values = dict(config if isinstance(config, Mapping) else config.to_dict())
     if "vision_config" in values:
@@ -75,6 +76,7 @@ def vision_config(config: PreTrainedConfig | Mapping[str, Any]) -> PreTrainedCon
     model_type = values.pop("model_type", None)
     if model_type not in CONFIGS:
         raise ValueError(f"the vision tower is of type {model_type!r}; allowed are {', '.join(CONFIGS)}")
+    check_sizes(values)
     return CONFIGS[model_type](**{name: value for name, value in values.items() if name not in DTYPE_NAMES})
 
 
@@ -200,6 +202,13 @@ def check_select_feature(feature: str, config: PreTrainedConfig) -> None:
     """Raises ValueError if [CLS] is asked for (`mm_vision_select_feature`) of a tower that has none."""
     if feature == "cls_patch" and config.model_type == "siglip_vision_model":
         raise ValueError("mm_vision_select_feature is 'cls_patch', but SigLIP has no [CLS]; set 'patch'")
+
+
+def check_select_layer(layer: int, config: PreTrainedConfig, name: str = "mm_vision_select_layer") -> None:
+    """Raises ValueError if a tower has no hidden state of this number, given as the field `name`."""
+    depth = config.num_hidden_layers
+    if not -depth - 1 <= layer <= depth:
+        raise ValueError(f"{name} is {layer!r}; {depth} layers have -{depth + 1} to {depth}")
 
 
 def default_image_processor(config: PreTrainedConfig) -> Any:
