@@ -168,21 +168,23 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
         ValueError: floats outside of [0, 1], an array of another shape, or see `read_pinpoints`.
     """
     import torch
+    from PIL import Image
 
     if image_processor is None:
         raise TypeError("image_processor is None, as that of a text-only model is; images need a model with a tower")
-    pictures = _read_pictures(images)
+    if isinstance(images, Image.Image | str | bytes | Path) or getattr(images, "ndim", 4) < 4:
+        raise TypeError("images is one image; it must be a list: process_images([image], ...)")
     aspect_ratio = _read_setting(model_cfg, "image_aspect_ratio")
     cuts_tiles = is_anyres(aspect_ratio) and getattr(image_processor, "takes_tiles", False)
     if getattr(image_processor, "keeps_aspect_ratio", False) and not cuts_tiles:
-        tensors = [_pixels(picture, image_processor) for picture in pictures]
+        tensors = [_pixels(picture, image_processor) for picture in _read_pictures(images)]
     elif aspect_ratio == "pad":
-        tensors = [_padded_pixels(picture, image_processor) for picture in pictures]
+        tensors = [_padded_pixels(picture, image_processor) for picture in _read_pictures(images)]
     elif is_anyres(aspect_ratio):
         pinpoints = _read_setting(model_cfg, "image_grid_pinpoints")
-        tensors = [process_anyres_image(picture, image_processor, pinpoints) for picture in pictures]
+        tensors = [process_anyres_image(picture, image_processor, pinpoints) for picture in _read_pictures(images)]
     else:
-        tensors = [_pixels(picture, image_processor) for picture in pictures]
+        tensors = [_pixels(picture, image_processor) for picture in _read_pictures(images, keeps_arrays=True)]
     same_shape = len({tensor.shape for tensor in tensors}) == 1
     return torch.stack(tensors) if same_shape else ImageList(tensors)
 
@@ -192,11 +194,15 @@ def _read_setting(model_cfg: Any, name: str) -> Any:
     return model_cfg.get(name) if isinstance(model_cfg, Mapping) else getattr(model_cfg, name, None)
 
 
-def _read_pictures(images: Any) -> list[Image.Image]:
+def _read_pictures(images: Any, keeps_arrays: bool = False) -> list[Any]:
     """Converts images to RGB, turned as they are.
 
+    Args:
+        images: Pillow images or arrays.
+        keeps_arrays: leave arrays to the processor, which takes any range of values.
+
     Raises:
-        TypeError: one image in place of a list, or something that is no image.
+        TypeError: something is no image.
         ValueError: see `to_pillow`.
     """
     from PIL import Image
@@ -204,14 +210,13 @@ def _read_pictures(images: Any) -> list[Image.Image]:
     from qlip.images.arrays import to_pillow
     from qlip.images.rgb import to_rgb
 
-    if isinstance(images, Image.Image | str | bytes | Path) or getattr(images, "ndim", 4) < 4:
-        raise TypeError("images is one image; it must be a list: process_images([image], ...)")
     pictures = []
     for number, image in enumerate(images):
-        if not isinstance(image, Image.Image) and not hasattr(image, "ndim"):
+        is_array = hasattr(image, "ndim")
+        if not isinstance(image, Image.Image) and not is_array:
             kind = type(image).__name__
             raise TypeError(f"images[{number}] is a {kind}; open it with llava.images.load_image, which takes files")
-        pictures.append(to_rgb(to_pillow(image), upright=False))
+        pictures.append(image if is_array and keeps_arrays else to_rgb(to_pillow(image), upright=False))
     return pictures
 
 

@@ -6,6 +6,7 @@ Imports nothing heavy, so that `--help` and a wrong flag answer at once.
 from __future__ import annotations
 
 import argparse
+import codecs
 import gc
 import io
 import os
@@ -126,8 +127,18 @@ def run_command(
 
 def escape_unencodable() -> None:
     """Lets stdout escape what its encoding lacks, as stderr does: an answer in Latin-1 may hold any sign."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        keeps_bytes = sys.stdout.errors == "surrogateescape"  # of file names, in the C locale
+        codecs.register_error("bytes-or-backslash", write_byte_or_escape)
+        sys.stdout.reconfigure(errors="bytes-or-backslash" if keeps_bytes else "backslashreplace")
+
+
+def write_byte_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Handles an error of encoding: writes the bytes that a text stands for as they are, and escapes other signs."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def is_output_closed() -> bool:

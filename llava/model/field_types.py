@@ -22,7 +22,7 @@ def check_types(config: Any) -> None:
     """Checks the types of the fields that LLaVA adds; those that have a few allowed values are checked elsewhere.
 
     Args:
-        config: a length that is written as 2048.0 becomes 2048.
+        config: a length that is written as 2048.0 becomes 2048, and a flag that is 0 or 1 becomes false or true.
 
     Raises:
         ValueError: a field has another type.
@@ -32,6 +32,8 @@ def check_types(config: Any) -> None:
     for name in TEXTS:
         _require(name, config, (str,), "text or null")
     for name in FLAGS:
+        if type(value := getattr(config, name)) is int and value in (0, 1):
+            setattr(config, name, bool(value))
         _require(name, config, (bool,), "true, false or null")
     for name in LENGTHS:
         if isinstance(value := getattr(config, name), float) and value.is_integer():
@@ -57,10 +59,15 @@ def check_language_model(config: Any) -> None:
     Raises:
         ValueError: a field is wrong.
     """
-    if (activation := getattr(config, "hidden_act", None)) is not None and activation not in ACT2FN:
+    activation = getattr(config, "hidden_act", None)
+    if activation is not None and not (isinstance(activation, str) and activation in ACT2FN):
         raise ValueError(f"hidden_act is {activation!r}; allowed are transformers' activations, such as 'silu'")
-    if (rope := getattr(config, "rope_parameters", None)) is not None:
-        theta = rope.get("rope_theta")
+    rope = getattr(config, "rope_parameters", None)
+    if not (rope is None or isinstance(rope, Mapping)):
+        raise ValueError(f"rope_parameters is {rope!r}; it must be an object")
+    kinds = [part for part in (rope or {}).values() if isinstance(part, Mapping)]  # of layers, each with its own
+    for part in [rope or {}, *kinds]:
+        theta = part.get("rope_theta", 1)
         if type(theta) not in (int, float) or not theta > 0:
             raise ValueError(f"rope_theta is {theta!r}; it must be a positive number")
 

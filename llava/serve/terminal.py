@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 import unicodedata
 from typing import TextIO
@@ -43,7 +44,8 @@ def is_terminal() -> bool:
 
 def is_utf8(output: TextIO | None) -> bool:
     """Whether an output is written in UTF-8, which holds every sign."""
-    return (getattr(output, "encoding", None) or "").lower().replace("-", "") == "utf8"
+    encoding = getattr(output, "encoding", None)
+    return encoding is None or codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
 
 
 def escape_controls(text: str) -> str:

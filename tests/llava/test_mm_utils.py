@@ -142,6 +142,13 @@ def test_what_is_no_image_is_refused_with_the_way_out(
             mm_utils.process_images(one, processor, settings)
 
 
+@pytest.mark.parametrize("scale", [np.int64, np.float32], ids=["integers", "floats up to 255"])
+def test_a_processor_in_its_own_way_takes_arrays_of_its_own(processor: CLIPImageProcessorPil, scale: type) -> None:
+    levels = np.asarray(gradient(40, 30)).astype(scale)
+    expected = processor.preprocess(levels, return_tensors="pt")["pixel_values"]
+    assert torch.equal(mm_utils.process_images([levels], processor, {}), expected)
+
+
 class NativeProcessor:
     """Keeps every picture's size, as a quadtree tower wants it."""
 

@@ -94,10 +94,10 @@ def explain_invalid(error: RequestValidationError) -> tuple[Failure, str | None]
     """Converts a validation error to a failure and the path of the field that caused it."""
     if isinstance(error.body, bytes):
         return Failure(400, "invalid_request", "the body must be JSON, with Content-Type: application/json"), None
-    if error.body is None:
-        return Failure(400, "invalid_request", "the body is empty; it must be a JSON object"), None
     first = error.errors()[0]
     loc, kind, words = first["loc"][1:], first["type"], first["msg"]
+    if error.body is None and kind == "missing":  # otherwise it is null
+        return Failure(400, "invalid_request", "the body is empty; it must be a JSON object"), None
     if kind == "union_tag_not_found":
         loc, kind, words = (*loc, "", "type"), "missing", "Field required"
     missing = kind == "missing"

@@ -21,13 +21,16 @@ class InsertFirstScript:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""
-        if scope["type"] != "http" or scope["method"] != "GET" or "/gradio_api/" in scope["path"]:
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or "/gradio_api/" in scope["path"]:
             await self.app(scope, receive, send)
             return
         held: list[Message] = []  # the start and the body of a document, until the body is whole
 
         async def send_on(message: Message) -> None:
-            if message["type"] == "http.response.start" and _is_html(message):
+            if message["type"] == "http.response.start" and _is_html(message) and scope["method"] == "HEAD":
+                del MutableHeaders(scope=message)["content-length"]  # it would be that of the page without the script
+                await send(message)
+            elif message["type"] == "http.response.start" and _is_html(message):
                 held.append(message)
             elif not held:
                 await send(message)

@@ -119,6 +119,20 @@ def test_a_length_is_whole_however_it_is_written(tmp_path: Path, length: float) 
     assert type(found.config.context_length) is int and found.config.context_length == 2048
 
 
+def test_values_as_others_write_them_are_taken(tmp_path: Path) -> None:
+    flags = {"mm_use_im_start_end": 1, "mm_use_im_patch_token": 0, "output_hidden_states": 0}
+    config = inspect(write(tmp_path, llava_config(mm_vision_config=VISION) | flags)).config
+    assert [getattr(config, name) for name in flags] == [True, False, False]
+    mpt = {"model_type": "llava_mpt", "rope_scaling": {"type": "linear", "factor": 2.0}}  # MPT has no rotary positions
+    inspect(write(tmp_path, {**llava_config(mm_vision_config=VISION), **mpt}))
+    layers = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
+    config = {**llava_config(mm_vision_config=VISION), "model_type": "llava_qwen"}
+    inspect(write(tmp_path, {**config, "rope_parameters": layers}))
+    for wrong, words in (({"full_attention": {"rope_theta": "x"}}, "rope_theta is 'x'"), (0, "rope_parameters")):
+        with pytest.raises(ValueError, match=words):
+            inspect(write(tmp_path, {**config, "rope_parameters": wrong}))
+
+
 def test_return_dict_of_a_file_does_not_stop_the_model() -> None:
     """transformers' models need it inside; a call may still ask for a tuple."""
     sizes = {**TEXT, "num_hidden_layers": 1, "mm_hidden_size": VISION["hidden_size"]}

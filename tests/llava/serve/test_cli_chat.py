@@ -51,16 +51,20 @@ def test_piped_questions_put_their_answers_alone_on_stdout(
     assert said.err == "USER: ASSISTANT: USER: ASSISTANT: USER: \n"
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # the latter in the C locale
 @pytest.mark.parametrize(("encoding", "shown"), [("cp1252", "\\u2192 caf\xe9\n"), ("ascii", "\\u2192 caf\\xe9\n")])
 def test_no_answer_is_lost_that_the_outputs_encoding_lacks(
-    loader: Loader, picture: str, monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+    loader: Loader, picture: str, monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str, errors: str
 ) -> None:
     out = io.BytesIO()
     monkeypatch.setattr("sys.stdin", io.StringIO("What?\n"))
-    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding=encoding, newline=""))
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding=encoding, errors=errors, newline=""))
     loader.model.script += ["\u2192 caf\xe9"]
     assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
     assert out.getvalue().decode(encoding) == shown
+    if errors == "surrogateescape":  # as names of files are read that are not UTF-8
+        print("\udce9.png", flush=True)
+        assert out.getvalue().endswith(b"\xe9.png\n")
     with pytest.raises(UnicodeEncodeError):
         "\u2192".encode(encoding)
 

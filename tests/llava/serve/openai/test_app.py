@@ -95,7 +95,7 @@ def test_paths_and_methods_that_are_none(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "the body: Field required"),
+        (b"", "the body is empty; it must be a JSON object"),
         (b"null", "the body: "),
         (b"[]", "the body: "),
         (b"{", "the body is not JSON"),

@@ -44,6 +44,7 @@ def test_the_script_runs_before_gradios_modules(page_url: str) -> None:
     assert "charset=utf-8" in reply.headers["content-type"]
     assert reply.text.index("window.requestAnimationFrame =") < reply.text.index("gradio_config")
     assert reply.text.rstrip().endswith("</html>")
+    assert "content-length" not in httpx.head(page_url).headers  # it would be that of another document
 
 
 @pytest.mark.parametrize(
