@@ -75,15 +75,17 @@ class QLIPImageProcessor(ImageProcessingMixin):
         return cls(patch_size, native_size, *find_normalisation(processor), qlip)
 
     @classmethod
-    def for_tower(cls, tower: Any, processor: Any = None) -> QLIPImageProcessor:
+    def for_tower(cls, tower: Any, processor: Any = None, normalisation: Any = None) -> QLIPImageProcessor:
         """Makes the processor of a `QLIPVisionModel`: its sizes and settings.
 
         Args:
             tower: the model.
-            processor: the image processor of transformers whose normalisation to take over; None takes the tower's own.
+            processor: the image processor of transformers whose normalisation to take over.
+            normalisation: mean and std, without a processor; None takes the tower's own.
         """
         adapter = tower.adapter
-        mean, std = adapter.normalisation if processor is None else find_normalisation(processor)
+        own = map(_per_channel, normalisation or adapter.normalisation)
+        mean, std = own if processor is None else find_normalisation(processor)
         return cls(adapter.patch_size, adapter.native_grid * adapter.patch_size, mean, std, tower.qlip)
 
     @property

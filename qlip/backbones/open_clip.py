@@ -34,8 +34,7 @@ class OpenCLIPAdapter(LibraryAdapter):
 
     @property
     def normalisation(self) -> Normalisation:
-        known = getattr(self.model, "preprocess_cfg", {})  # set by open_clip.create_model
-        return known.get("mean", OPENAI_CLIP_MEAN), known.get("std", OPENAI_CLIP_STD)
+        return read_normalisation(self.model, (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
 
     @property
     def patch_projection(self) -> nn.Conv2d:
@@ -84,8 +83,27 @@ def check_fits(model: Any) -> None:
         )
 
 
+def is_whole(model: Any) -> bool:
+    """Whether this is a model of open_clip with a vision part."""
+    return type(model).__module__.split(".")[0] == "open_clip" and hasattr(model, "visual")
+
+
 def find_visual(model: Any) -> nn.Module | None:
     """Finds the vision transformer of an open_clip model, or of the timm model that it wraps; None for other models."""
-    if type(model).__module__.split(".")[0] != "open_clip" or not hasattr(model, "visual"):
-        return None
-    return getattr(model.visual, "trunk", model.visual)
+    return getattr(model.visual, "trunk", model.visual) if is_whole(model) else None
+
+
+def find_normalisation(model: Any, tower: Normalisation) -> Normalisation:
+    """Finds what a model's images are normalised with: what open_clip's model says, else what its tower does.
+
+    open_clip trains towers of timm with values of its own, which may differ from those of timm's weights.
+    """
+    return read_normalisation(model.visual, tower) if is_whole(model) else tower
+
+
+def read_normalisation(visual: Any, other: Normalisation) -> Normalisation:
+    """Reads the mean and std that open_clip.create_model has set, as get_model_preprocess_cfg does; else `other`."""
+    known = getattr(visual, "preprocess_cfg", None)
+    if not known:  # names of older releases
+        known = {"mean": getattr(visual, "image_mean", None), "std": getattr(visual, "image_std", None)}
+    return known.get("mean") or other[0], known.get("std") or other[1]

@@ -93,7 +93,7 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
     vision = QLIPVisionModel(tower, chosen, layers)
     vision.load_prior()
     tiles = find_tiles(model, vision, plain)
-    attachment = Attachment(vision, make_image_processor(vision, plain, tiles), plain, tiles, saved)
+    attachment = Attachment(vision, make_image_processor(model, vision, plain, tiles), plain, tiles, saved)
     new_processor = join_processor(model, plain, attachment.image_processor)
     mixins = choose_mixins(model, tower)
     if chosen.keep_split_cells and vision.has_cls and mixins[-1][1] not in (LlavaMixin, VisionMixin):
@@ -252,11 +252,13 @@ def find_tiles(model: nn.Module, vision: QLIPVisionModel, processor: Any) -> Nex
     return NextTiles.of(model.config, vision.native_grid)
 
 
-def make_image_processor(vision: QLIPVisionModel, processor: Any, tiles: NextTiles | None = None) -> QLIPImageProcessor:
+def make_image_processor(
+    model: nn.Module, vision: QLIPVisionModel, processor: Any, tiles: NextTiles | None = None
+) -> QLIPImageProcessor:
     """Makes QLIP's image processor with the mean and standard deviation of the model's own."""
     plain = getattr(processor, "image_processor", processor)
     kind = QLIPImageProcessor if tiles is None else NextImageProcessor
-    ours = kind.for_tower(vision, plain)
+    ours = kind.for_tower(vision, plain, open_clip.find_normalisation(model, vision.adapter.normalisation))
     ours.plain = plain
     if isinstance(ours, NextImageProcessor) and tiles is not None:
         ours.tiles = tiles

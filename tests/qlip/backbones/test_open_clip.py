@@ -1,4 +1,4 @@
-"""What the adapter of open_clip refuses, of a stand-in: open_clip need not be installed.
+"""What the adapter of open_clip reads and refuses, of a stand-in: open_clip need not be installed.
 
 tests/qlip/integrations/test_attach_libraries.py attaches its real models.
 """
@@ -6,20 +6,9 @@ tests/qlip/integrations/test_attach_libraries.py attaches its real models.
 from __future__ import annotations
 
 import pytest
-import torch
 
 import qlip
-
-
-class VisionTransformer(torch.nn.Module):
-    """Has what is read before open_clip's own parts are."""
-
-    def __init__(self, output_tokens: bool, grid_size: tuple[int, int]) -> None:
-        super().__init__()
-        self.output_tokens, self.grid_size = output_tokens, grid_size
-
-
-VisionTransformer.__module__ = "open_clip.transformer"
+from tests.qlip.backbones.stand_ins import make_open_clip, wrap_timm
 
 
 @pytest.mark.parametrize(
@@ -31,4 +20,22 @@ VisionTransformer.__module__ = "open_clip.transformer"
 )
 def test_what_qlip_would_misread_is_refused(output_tokens, grid_size, words):
     with pytest.raises(TypeError, match=f"VisionTransformer of open_clip {words}"):
-        qlip.attach(VisionTransformer(output_tokens, grid_size))
+        qlip.attach(make_open_clip(output_tokens=output_tokens, grid_size=grid_size))
+
+
+OWN, TRUNK = ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]), ([0.5] * 3, [0.25] * 3)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "expected"),
+    [
+        ({"preprocess_cfg": {"mean": OWN[0], "std": OWN[1]}, "image_mean": [0.9] * 3, "image_std": [0.9] * 3}, OWN),
+        ({"preprocess_cfg": {}, "image_mean": OWN[0], "image_std": OWN[1]}, OWN),  # of older releases
+        ({}, TRUNK),
+    ],
+)
+def test_images_are_normalised_as_open_clip_prepares_them_and_not_as_its_timm_tower_was(preprocessing, expected):
+    model = wrap_timm(**preprocessing)
+    model.visual.trunk.pretrained_cfg = {"mean": TRUNK[0], "std": TRUNK[1]}
+    processor = qlip.attach(model)[1]
+    assert (processor.image_mean, processor.image_std) == expected

@@ -5,27 +5,12 @@ timm is not needed: only the names of classes, and the attributes that it docume
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 
 import qlip
-
-
-def make_vit(name: str = "VisionTransformer", prefix: int = 1, **embed) -> nn.Module:
-    """A model with the attributes of timm's VisionTransformer, or of a class that follows it."""
-    base = type("VisionTransformer", (nn.Module,), {"__module__": "timm.models.vision_transformer"})
-    model = (base if name == base.__name__ else type(name, (base,), {"__module__": "timm.models.deit"}))()
-    parts = {"patch_size": (14, 14), "grid_size": (4, 4), "proj": nn.Conv2d(3, 32, 14, 14), "norm": nn.Identity()}
-    model.patch_embed = SimpleNamespace(**{**parts, **embed})
-    model.embed_dim, model.num_prefix_tokens, model.no_embed_class = 32, prefix, False
-    model.cls_token = nn.Parameter(torch.zeros(1, 1, 32))
-    model.reg_token = None
-    model.pos_embed = nn.Parameter(torch.zeros(1, 16 + prefix, 32))
-    model.blocks, model.norm_pre, model.norm = nn.ModuleList(), nn.Identity(), nn.Identity()
-    return model
+from tests.qlip.backbones.stand_ins import make_timm as make_vit
 
 
 def test_what_is_refused_below_is_otherwise_taken():

@@ -93,6 +93,12 @@ def test_the_models_own_mean_is_taken():
     assert qlip.attach(model)[1].image_mean == [0.1, 0.2, 0.3]
 
 
+def test_open_clips_mean_is_taken_for_its_timm_tower():
+    model = open_clip_model(**WRAPPED)
+    open_clip.model.set_model_preprocess_cfg(model, {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "size": 64})
+    assert qlip.attach(model)[1].image_mean == list(open_clip.get_model_preprocess_cfg(model)["mean"])
+
+
 def test_models_without_a_table_or_a_square_grid_are_refused():
     make = timm.models.vision_transformer.VisionTransformer
     with pytest.raises(TypeError, match="no table of absolute positions"):
