@@ -122,11 +122,13 @@ def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
             stored on it.
     """
     check_model(model)
-    if not isinstance(model, AttachedMixin):
+    visual = open_clip.find_visual(model)
+    attached = model if visual is None else visual  # a model of open_clip keeps its class, its tower changes
+    if not isinstance(attached, AttachedMixin):
         inside = "" if find_attachment(model) is None else ", but a model inside it is: detach that one"
         raise TypeError(f"{type(model).__name__} is not attached{inside}")
     plain = restore_processor(model, processor)
-    saved = model.attachment.saved
+    saved = attached.attachment.saved
     unpatch(model)
     if isinstance(model, PreTrainedModel):
         restore_entry(model.config, saved)

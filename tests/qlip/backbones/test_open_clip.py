@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 import qlip
-from tests.qlip.backbones.stand_ins import make_open_clip, wrap_timm
+from tests.qlip.backbones.stand_ins import CLIP, make_open_clip, wrap_timm
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,17 @@ def test_images_are_normalised_as_open_clip_prepares_them_and_not_as_its_timm_to
     model.visual.trunk.pretrained_cfg = {"mean": TRUNK[0], "std": TRUNK[1]}
     processor = qlip.attach(model)[1]
     assert (processor.image_mean, processor.image_std) == expected
+
+
+@pytest.mark.parametrize("make", [lambda: CLIP(make_open_clip()), wrap_timm])
+def test_detach_takes_the_model_that_attach_took(make):
+    model = make()
+    classes = [type(module) for module in model.modules()]
+    attached, processor = qlip.attach(model)
+    attached, processor = qlip.attach(attached, processor, alpha=0.5)
+    assert [type(module) for module in model.modules()] != classes
+    detached, plain = qlip.detach(attached, processor)
+    assert (detached, plain) == (model, None)
+    assert [type(module) for module in model.modules()] == classes
+    with pytest.raises(TypeError, match="CLIP is not attached$"):
+        qlip.detach(model)

@@ -74,17 +74,18 @@ def test_an_image_is_the_same_in_any_batch(make):
         torch.testing.assert_close(together[index], run(model, whole(processor, [image]))[0], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("make", [lambda: timm_model("token"), open_clip_model])
 @torch.no_grad()
-def test_detach_and_other_settings():
-    model = timm_model("token")
+def test_detach_and_other_settings(make):
+    model = make()
     pixels = torch.randn(2, 3, NATIVE, NATIVE, generator=torch.Generator().manual_seed(0))
-    expected = model(pixels)
+    expected = run(model, pixels)
     model, processor = qlip.attach(model, **TREE)
     model, processor = qlip.attach(model, processor, **UNIFORM)
-    torch.testing.assert_close(model(pixels), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(run(model, pixels), expected, atol=1e-4, rtol=0)
     model, plain = qlip.detach(model, processor)
     assert plain is None
-    assert torch.equal(model(pixels), expected)
+    assert torch.equal(run(model, pixels), expected)
 
 
 def test_the_models_own_mean_is_taken():
