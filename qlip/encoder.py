@@ -291,7 +291,7 @@ class QLIPVisionModel(RefusesReplicas, nn.Module):
             ValueError: the model has none.
         """
         if not self.adapter.pools:
-            raise ValueError("this model has no pooled output (SigLIP: vision_use_head is false)")
+            raise ValueError("this model has no pooled output: its vision_use_head, global_pool or pool_type says so")
         last = self.adapter.final_norm(hidden.layers[self.adapter.depth])
         return torch.cat([self.adapter.pool(last[i : i + 1, :length]) for i, length in enumerate(hidden.lengths)])
 

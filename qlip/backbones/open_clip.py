@@ -17,6 +17,10 @@ class OpenCLIPAdapter(LibraryAdapter):
     prefix = 1
 
     @property
+    def pools(self) -> bool:  # type: ignore[override]
+        return self.model.attn_pool is not None or getattr(self.model, "pool_type", "tok") != "none"
+
+    @property
     def width(self) -> int:
         return self.model.conv1.out_channels
 
@@ -70,11 +74,16 @@ class OpenCLIPAdapter(LibraryAdapter):
 
 
 def check_fits(model: Any) -> None:
-    """Raises TypeError unless the grid is square and the pooled output is all: CoCa's text decoder takes all tokens."""
+    """Raises TypeError unless cells and grid are square and the pooled output is all: CoCa's decoder takes tokens."""
     if getattr(model, "output_tokens", False):
         raise TypeError(
             f"this {type(model).__name__} of open_clip returns its tokens beside the embedding, as in CoCa; QLIP gives"
             " the embedding alone"
+        )
+    height, width = model.patch_size
+    if height != width:
+        raise TypeError(
+            f"this {type(model).__name__} of open_clip has patches of {height} x {width} pixels; QLIP needs square ones"
         )
     rows, cols = model.grid_size
     if rows != cols:

@@ -16,6 +16,10 @@ class TimmAdapter(LibraryAdapter):
     """timm's VisionTransformer; its pooled output is that of its head."""
 
     @property
+    def pools(self) -> bool:  # type: ignore[override]
+        return bool(self.model.global_pool) or self.model.attn_pool is not None
+
+    @property
     def prefix(self) -> int:  # type: ignore[override]
         return self.model.num_prefix_tokens
 
@@ -73,17 +77,20 @@ class TimmAdapter(LibraryAdapter):
 
 
 def check_fits(model: Any) -> None:
-    """Raises TypeError unless each cell of a square grid has one token and one position of the table."""
+    """Raises TypeError unless each square cell of a square grid has one token and one position of the table."""
     if unfit := list(_unfit(model)):
         raise TypeError(
             f"this {type(model).__name__} of timm has {', '.join(unfit)}; QLIP needs a square grid, a table and plain"
-            " patches"
+            " square patches"
         )
 
 
 def _unfit(model: Any) -> Iterator[str]:
     """Yields what `TimmAdapter` does not support."""
     embed = model.patch_embed
+    height, width = embed.patch_size
+    if height != width:
+        yield f"patches of {height} x {width} pixels"
     rows, cols = embed.grid_size
     if rows != cols:
         yield f"a grid of {rows} x {cols} cells"

@@ -193,8 +193,14 @@ def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
 
 
 def check_tower(tower: nn.Module) -> None:
-    """Raises ValueError unless leaves can be this tower's tokens."""
+    """Raises TypeError or ValueError unless leaves can be this tower's tokens, and it has what it is to give."""
     adapter = find_adapter(tower)(tower)
+    if not adapter.pools and not isinstance(tower, PreTrainedModel):
+        raise TypeError(
+            f"this {type(tower).__name__} has no pooled output (global_pool of timm is '', pool_type of open_clip"
+            " 'none'), all that QLIP gives of it; choose one when making the model, or take qlip.QLIPVisionModel, whose"
+            " features are those of the leaves"
+        )
     check_attention(adapter.attention)
     if (channels := adapter.patch_projection.weight.shape[1]) != 3:
         raise ValueError(f"the vision tower takes images of {channels} channels; QLIP prepares RGB images, of 3")

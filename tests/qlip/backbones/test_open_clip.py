@@ -12,15 +12,16 @@ from tests.qlip.backbones.stand_ins import CLIP, make_open_clip, wrap_timm
 
 
 @pytest.mark.parametrize(
-    ("output_tokens", "grid_size", "words"),
+    ("options", "words"),
     [
-        (True, (8, 8), "returns its tokens beside the embedding, as in CoCa"),
-        (False, (8, 2), "has a grid of 8 x 2 cells; QLIP needs a square grid"),
+        ({"output_tokens": True}, "returns its tokens beside the embedding, as in CoCa"),
+        ({"grid_size": (8, 2)}, "has a grid of 8 x 2 cells; QLIP needs a square grid"),
+        ({"patch_size": (16, 8)}, "has patches of 16 x 8 pixels; QLIP needs square ones"),
     ],
 )
-def test_what_qlip_would_misread_is_refused(output_tokens, grid_size, words):
+def test_what_qlip_would_misread_is_refused(options, words):
     with pytest.raises(TypeError, match=f"VisionTransformer of open_clip {words}"):
-        qlip.attach(make_open_clip(output_tokens=output_tokens, grid_size=grid_size))
+        qlip.attach(make_open_clip(**options))
 
 
 OWN, TRUNK = ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]), ([0.5] * 3, [0.25] * 3)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import qlip
+from tests.qlip.backbones.stand_ins import make_open_clip
 from tests.qlip.backbones.stand_ins import make_timm as make_vit
 
 
@@ -29,10 +30,31 @@ def test_what_is_refused_below_is_otherwise_taken():
         (lambda: make_vit(proj=nn.Conv2d(1, 32, 14, 14)), "patches of 1 channels"),
         (lambda: make_vit(proj=nn.Linear(588, 32)), "patches of None channels"),
         (lambda: make_vit(grid_size=(4, 8)), "a grid of 4 x 8 cells"),
+        (lambda: make_vit(patch_size=(16, 8), proj=nn.Conv2d(3, 32, (16, 8))), "patches of 16 x 8 pixels"),
         (lambda: make_vit(norm=nn.LayerNorm(32)), "a norm after its patches"),
     ],
-    ids=["distilled", "hybrid", "overlapping", "grey", "linear", "oblong", "norm"],
+    ids=["distilled", "hybrid", "overlapping", "grey", "linear", "oblong", "oblong patches", "norm"],
 )
 def test_what_qlip_would_misread_is_refused(model, reason):
     with pytest.raises(TypeError, match=f"of timm has .*{reason}"):
         qlip.attach(model())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [(make_vit, {"global_pool": ""}), (make_open_clip, {"pool_type": "none"})],
+    ids=["timm", "open_clip"],
+)
+def test_a_model_that_pools_nothing_gives_features_but_is_not_attached(make, option):
+    model = make()
+    vars(model).update(option)
+    with pytest.raises(TypeError, match="VisionTransformer has no pooled output .* or take qlip.QLIPVisionModel"):
+        qlip.attach(model)
+    vision = qlip.QLIPVisionModel(model, {"alpha": 0.0, "max_tokens": None}, -1)
+    images = [torch.zeros(3, 56, 56), torch.zeros(3, 28, 56)]
+    assert [len(features) for features in vision(images).features] == [16, 8]
+    with pytest.raises(ValueError, match="no pooled output: its vision_use_head, global_pool or pool_type says so"):
+        vision(images, pool=True)
+    vars(model)["attn_pool"] = torch.nn.Identity()
+    qlip.attach(model)

@@ -106,6 +106,11 @@ def test_models_without_a_table_or_a_square_grid_are_refused():
         qlip.attach(make(**SHAPE, pos_embed="none"))
     with pytest.raises(TypeError, match="a grid of 4 x 8 cells; QLIP needs a square grid"):
         qlip.attach(make(**{**SHAPE, "img_size": (56, 112)}))
+    with pytest.raises(TypeError, match="patches of 16 x 8 pixels"):
+        qlip.attach(make(**{**SHAPE, "img_size": (64, 32), "patch_size": (16, 8)}))
+    for unpooled in (make(**SHAPE, num_classes=0, global_pool=""), open_clip_model(pool_type="none")):
+        with pytest.raises(TypeError, match="has no pooled output"):
+            qlip.attach(unpooled)
     distilled = timm.models.deit.VisionTransformerDistilled(**SHAPE)
     with pytest.raises(TypeError, match="2 tokens before its patches, of which 1 are known"):
         qlip.attach(distilled)
