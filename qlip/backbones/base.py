@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Normalisation = tuple[Sequence[float], Sequence[float]]
 
@@ -136,6 +137,16 @@ class LibraryAdapter(ViTAdapter):
     @classmethod
     def of(cls, view: nn.Module, model: nn.Module) -> ViTAdapter:
         return cls(model)
+
+    @property
+    @abstractmethod
+    def checkpoints(self) -> bool:
+        """Whether the library's set_grad_checkpointing is on: layers run again in the backward pass."""
+
+    def run(self, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        if self.checkpoints and torch.is_grad_enabled():
+            return checkpoint(layer, hidden, attn_mask=mask, use_reentrant=False)
+        return layer(hidden, attn_mask=mask)
 
 
 def _read_side(name: str, size: Any) -> int:

@@ -56,11 +56,15 @@ class OpenCLIPAdapter(LibraryAdapter):
     def layers(self) -> Sequence[nn.Module]:
         return self.model.transformer.resblocks
 
+    @property
+    def checkpoints(self) -> bool:
+        return self.model.transformer.grad_checkpointing
+
     def run(self, layer: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None:  # torch's attention takes a mask for every head and query
             heads, length = layer.attn.num_heads, hidden.shape[1]
             mask = mask.expand(-1, heads, length, -1).flatten(0, 1)
-        return layer(hidden, attn_mask=mask)
+        return super().run(layer, hidden, mask)
 
     def pre_norm(self, hidden: Tensor) -> Tensor:
         return self.model.ln_pre(hidden)

@@ -63,8 +63,9 @@ class TimmAdapter(LibraryAdapter):
     def layers(self) -> Sequence[nn.Module]:
         return self.model.blocks
 
-    def run(self, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        return layer(hidden, attn_mask=mask)
+    @property
+    def checkpoints(self) -> bool:
+        return self.model.grad_checkpointing
 
     def pre_norm(self, hidden: Tensor) -> Tensor:
         return self.model.norm_pre(hidden)

@@ -39,6 +39,9 @@ class TimmTransformer(nn.Module):
         self.blocks, self.norm_pre, self.norm = nn.ModuleList([Block()]), nn.Identity(), nn.Identity()
         self.global_pool, self.attn_pool, self.grad_checkpointing = "token", None, False
 
+    def set_grad_checkpointing(self, enable=True):
+        self.grad_checkpointing = enable
+
     def forward_head(self, x):
         return x[:, 0]
 
@@ -56,6 +59,9 @@ class OpenCLIPTransformer(nn.Module):
         self.proj = nn.Parameter(torch.zeros(WIDTH, 8))
         self.transformer = nn.Module()
         self.transformer.resblocks, self.transformer.grad_checkpointing = nn.ModuleList([Block()]), False
+
+    def set_grad_checkpointing(self, enable=True):
+        self.transformer.grad_checkpointing = enable
 
     def _pool(self, x):
         return x[:, 0], x[:, 1:]

@@ -58,3 +58,20 @@ def test_a_model_that_pools_nothing_gives_features_but_is_not_attached(make, opt
         vision(images, pool=True)
     vars(model)["attn_pool"] = torch.nn.Identity()
     qlip.attach(model)
+
+
+@pytest.mark.parametrize("make", [make_vit, make_open_clip], ids=["timm", "open_clip"])
+def test_gradient_checkpointing_runs_layers_again_for_the_same_gradients(make):
+    model = qlip.attach(make(), alpha=0.0, max_tokens=None)[0]
+    images = [torch.rand(3, 56, 56), torch.rand(3, 28, 56)]
+    block, gradients = next(module for module in model.modules() if hasattr(module, "calls")), []
+    for enable, calls in ((False, 1), (True, 2)):
+        block.calls = 0
+        model.set_grad_checkpointing(enable)
+        gradients.append(torch.autograd.grad(model(images).square().sum(), block.linear.weight)[0])
+        assert block.calls == calls
+    assert torch.equal(*gradients)
+    assert gradients[0].any()
+    with torch.no_grad():
+        model(images)
+    assert block.calls == 3

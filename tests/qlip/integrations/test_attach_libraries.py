@@ -74,6 +74,16 @@ def test_an_image_is_the_same_in_any_batch(make):
         torch.testing.assert_close(together[index], run(model, whole(processor, [image]))[0], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("make", MODELS[:1] + MODELS[-3:])
+def test_gradient_checkpointing_runs_layers_again(make):
+    model, processor = qlip.attach(make(), **TREE)
+    model.set_grad_checkpointing(True)
+    blocks, calls = [part for part in model.modules() if type(part).__name__.endswith("Block")], []
+    blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    run(model, whole(processor, PICTURES)).square().sum().backward()
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("make", [lambda: timm_model("token"), open_clip_model])
 @torch.no_grad()
 def test_detach_and_other_settings(make):
