@@ -101,11 +101,26 @@ class ContrastiveMixin(AttachedPreTrainedMixin):
 class LibraryVisionMixin(AttachedMixin):
     """Mixin for the VisionTransformer of timm or open_clip."""
 
-    def forward(self, images: Any) -> Tensor:
+    def forward(
+        self, x: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False, *, images: Any = None
+    ) -> Tensor:
         """Computes (B, D), the output of the model itself: an embedding or its head's logits.
 
         Args:
-            images: (B, C, H, W), or (C, H, W) each; normalised, sides whole cells.
+            x: images (B, C, H, W), or (C, H, W) each; normalised, sides whole cells.
+            attn_mask: must be None; this and the next are timm's.
+            is_causal: must be false.
+            images: another name of `x`.
+
+        Raises:
+            TypeError: no images, or under both names.
+            ValueError: a mask is given.
         """
+        if (x is None) == (images is None):
+            raise TypeError(f"images are {'missing' if x is None else 'given twice'}; give them once, as x or images")
+        if attn_mask is not None or is_causal:
+            given = "is_causal is true" if attn_mask is None else "attn_mask is given"
+            raise ValueError(f"{given}; an attached model makes its own mask, as its tokens are leaves; leave it out")
         vision = self.attachment.vision
-        return vision.pool(vision.hidden_states(self.attachment.cut(images, None, None), (vision.adapter.depth,)))
+        cuts = self.attachment.cut(images if x is None else x, None, None)
+        return vision.pool(vision.hidden_states(cuts, (vision.adapter.depth,)))

@@ -75,3 +75,19 @@ def test_gradient_checkpointing_runs_layers_again_for_the_same_gradients(make):
     with torch.no_grad():
         model(images)
     assert block.calls == 3
+
+
+@pytest.mark.parametrize("make", [make_vit, make_open_clip], ids=["timm", "open_clip"])
+def test_images_have_the_libraries_name_and_no_mask(make):
+    model, images = qlip.attach(make())[0], torch.rand(2, 3, 56, 56)
+    expected = model(images)
+    for same in (model(x=images), model(images=images), model(images, None, False), model(x=images, attn_mask=None)):
+        assert torch.equal(same, expected)
+    with pytest.raises(ValueError, match="attn_mask is given; an attached model makes its own mask"):
+        model(images, attn_mask=torch.ones(17, 17))
+    with pytest.raises(ValueError, match="is_causal is true"):
+        model(images, is_causal=True)
+    with pytest.raises(TypeError, match="images are given twice; give them once, as x or images"):
+        model(images, images=images)
+    with pytest.raises(TypeError, match="images are missing; give them once"):
+        model()
