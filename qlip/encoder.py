@@ -56,8 +56,8 @@ class QLIPVisionModel(RefusesReplicas, nn.Module):
         kind = find_adapter(vision_model)
         for name, module in vision_model.named_children():
             self.add_module(name, module)
-        for name, parameter in vision_model.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
+        # One dict for both, as timm's and open_clip's own methods read the wrapped model: a replaced one is in both.
+        self._parameters = vision_model._parameters
         self.config = getattr(vision_model, "config", None)  # timm's and open_clip's have none
         self.adapter = kind.of(self, vision_model)
         self.qlip = config if isinstance(config, QLIPConfig) else QLIPConfig.from_dict(config or {})
