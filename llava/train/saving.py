@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import Trainer
 
 from llava.model.loading.files import load_tensors, read_json, state_dtype
@@ -175,7 +176,15 @@ def load_trained(model: nn.Module, file: Path) -> None:
             expected = f"of shape {tuple(own[name].shape)}" if name in own else "nothing"
             raise ValueError(f"{file} holds {name!r} of shape {tuple(tensor.shape)}; the model has {expected} there")
         with torch.no_grad():
-            own[name].copy_(tensor)
+            own[name].copy_(shard_like(own[name], tensor))
+
+
+def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """Takes this process's shard of a tensor where FSDP 2 shards the parameter; then every process must call it."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    own_kind = tensor.to(parameter.device, parameter.dtype)
+    return distribute_tensor(own_kind, parameter.device_mesh, parameter.placements)
 
 
 def check_loaded(model: Any, result: Any) -> None:

@@ -10,6 +10,9 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import LlamaForCausalLM
 
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -214,3 +217,24 @@ def test_a_projector_of_another_shape_is_refused(tmp_path):
     torch.save({"weight": torch.zeros(2, 3)}, tmp_path / "mm_projector.bin")
     with pytest.raises(ValueError, match=r"holds 'weight' of shape \(2, 3\); the model has of shape \(3, 2\) there"):
         load_trained(torch.nn.Linear(2, 3), tmp_path / "mm_projector.bin")
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_weights_are_read_into_the_shards_of_fsdp(tmp_path, mesh):
+    """In the dtype of the model, whose whole tensors are then those of the file."""
+    saved = {"weight": torch.arange(6.0).view(3, 2), "bias": torch.arange(3.0)}
+    torch.save({name: tensor.bfloat16() for name, tensor in saved.items()}, tmp_path / "mm_projector.bin")
+    layer = torch.nn.Linear(2, 3)
+    for name, weight in list(layer.named_parameters()):
+        setattr(layer, name, torch.nn.Parameter(distribute_tensor(weight.detach(), mesh, [Shard(0)])))
+    load_trained(layer, tmp_path / "mm_projector.bin")
+    for name, weight in layer.named_parameters():
+        torch.testing.assert_close(weight.full_tensor(), saved[name], atol=0, rtol=0)
