@@ -115,7 +115,7 @@ class CheckpointedTrainer(Trainer):
     def _save_whole(self, model: Any, folder: Path, is_checkpoint: bool) -> None:
         """Writes a whole model: float32 weights in a checkpoint, at the end in the dtype that the model computed in."""
         dtype = choose_compute_dtype(self.args)
-        with cache_in_config(model.config):
+        with cache_in_config(model.config), self._writing_whole_tensors(is_checkpoint):
             if is_checkpoint or dtype == torch.float32 or self.is_deepspeed_enabled or self.is_fsdp_enabled:
                 super().save_model(str(folder), is_checkpoint)
             elif self.args.should_save:
@@ -127,6 +127,20 @@ class CheckpointedTrainer(Trainer):
                 }
                 self._save(str(folder), state_dict=state)
                 save_config(model, folder, dtype)
+
+    @contextmanager
+    def _writing_whole_tensors(self, is_checkpoint: bool) -> Iterator[None]:
+        """Lets transformers write FSDP's model at the end where checkpoints are of shards; it would write none."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled and not is_checkpoint else None
+        if plugin is None:
+            yield
+            return
+        kind = plugin.state_dict_type
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+        try:
+            yield
+        finally:
+            plugin.set_state_dict_type(kind)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes a checkpoint under a temporary name and renames it once complete.
