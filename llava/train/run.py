@@ -19,6 +19,7 @@ from llava.train.data.dataset import make_supervised_data_module
 from llava.train.data.lengths import measure_lengths
 from llava.train.evaluation import QuestionEvaluation
 from llava.train.llava_trainer import LLaVATrainer
+from llava.train.parameters import is_fsdp
 from llava.train.paths import check_paths
 from llava.train.plan import check_resumed_plan
 from llava.train.resume import check_resumed_adapter, check_same_step, find_resume
@@ -68,6 +69,7 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
         max_bad_samples=args.data.max_bad_samples,
         **data,
     )
+    check_sharded(trainer)
     trainer.evaluator, trainer.settings = evaluator, settings
     log_plan(model, data["train_dataset"])
     check_same_step(gather_objects(None if begun is None else Path(begun).name))
@@ -141,6 +143,21 @@ def check_evaluation(samples: Any) -> None:
             return
         reasons.append(item["skipped"].reason)
     raise ValueError(f"no sample of the evaluation (--eval_data_path) can be used: {'; '.join(reasons[:3])}")
+
+
+def check_sharded(trainer: Any) -> None:
+    """Checks that FSDP shards the model if it is asked for; accelerate trains without a word where it does not.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if is_fsdp(trainer.args) and not (trainer.is_fsdp_enabled or trainer.is_fsdp_xla_enabled):
+        flag = "--fsdp" if trainer.args.fsdp else "ACCELERATE_USE_FSDP (accelerate's configuration)"
+        raise ValueError(
+            f"{flag} would do nothing: accelerate shards on GPUs alone, with a process for each, and this run is"
+            f" {trainer.accelerator.distributed_type.value} on {trainer.args.device.type}; start it on GPUs by"
+            f" torchrun, without --use_cpu, or leave {flag.partition(' ')[0]} out"
+        )
 
 
 def log_plan(model: Any, samples: Any) -> None:

@@ -11,6 +11,16 @@ from accelerate import FullyShardedDataParallelPlugin
 from transformers import Trainer
 
 from llava.train.checkpointed_trainer import CheckpointedTrainer
+from tests.llava.train.handwritten import write_data
+from tests.llava.train.runs import code_and_error, flags
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """accelerate's plugin sets variables, which are taken back after a test."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")
 
 
 @pytest.mark.parametrize("kind", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
@@ -34,3 +44,13 @@ def test_the_whole_model_is_written_at_the_end_where_checkpoints_are_of_shards(t
     trainer.save_model(str(tmp_path / "checkpoint"), _internal_call=True)
     checkpoints = [str(tmp_path / "checkpoint")] * (kind == "FULL_STATE_DICT")
     assert written == [*checkpoints, str(tmp_path / "end"), *checkpoints]
+
+
+def test_a_run_that_accelerate_would_not_shard_is_refused(bases, tmp_path, monkeypatch, capsys):
+    """On CPUs, where it trains a copy of the model in each process, without a word."""
+    write_data(tmp_path / "data", "it")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    code, line = code_and_error(flags(bases / "llava", tmp_path / "data", tmp_path / "out"), capsys)
+    assert code == 2 and not list(tmp_path.glob("out/*"))
+    for words in ("ACCELERATE_USE_FSDP", "would do nothing", "NO on cpu", "by torchrun", "ACCELERATE_USE_FSDP out"):
+        assert words in line
