@@ -134,16 +134,17 @@ class LLaVATrainer(CheckpointedTrainer):
         """Builds the optimizer, with another learning rate for the projector where `mm_projector_lr` is set."""
         rate = read_field(self.args, "mm_projector_lr")
         optimizer = super().create_optimizer(model)
-        if rate is None or any("is_projector" in group for group in optimizer.param_groups):
-            return optimizer
-        trained: Any = self.model if model is None else model
-        projector = {id(weight) for name, weight in trained.named_parameters() if "mm_projector" in name}
-        for group in list(optimizer.param_groups):
-            own = [weight for weight in group["params"] if id(weight) in projector]
-            if own:
-                group["params"] = [weight for weight in group["params"] if id(weight) not in projector]
-                rest = {name: value for name, value in group.items() if name != "params"}
-                optimizer.add_param_group({**rest, "params": own, "lr": rate, "is_projector": True})
+        if rate is not None and not any("is_projector" in group for group in optimizer.param_groups):
+            trained: Any = self.model if model is None else model
+            projector = {id(weight) for name, weight in trained.named_parameters() if "mm_projector" in name}
+            for group in list(optimizer.param_groups):
+                own = [weight for weight in group["params"] if id(weight) in projector]
+                if own:
+                    group["params"] = [weight for weight in group["params"] if id(weight) not in projector]
+                    rest = {name: value for name, value in group.items() if name != "params"}
+                    optimizer.add_param_group({**rest, "params": own, "lr": rate, "is_projector": True})
+        if self.is_fsdp_enabled:  # whose checkpoints of shards lose the settings of a group without weights
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
     # Log and evaluation

@@ -11,6 +11,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from transformers import Trainer
 
 from llava.train.checkpointed_trainer import CheckpointedTrainer
+from llava.train.llava_trainer import LLaVATrainer
 from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import code_and_error, flags
 
@@ -44,6 +45,25 @@ def test_the_whole_model_is_written_at_the_end_where_checkpoints_are_of_shards(t
     trainer.save_model(str(tmp_path / "checkpoint"), _internal_call=True)
     checkpoints = [str(tmp_path / "checkpoint")] * (kind == "FULL_STATE_DICT")
     assert written == [*checkpoints, str(tmp_path / "end"), *checkpoints]
+
+
+@pytest.mark.parametrize(("sharded", "groups"), [(True, [1, 1, 1]), (False, [1, 0, 1, 1])])
+def test_no_group_of_a_sharded_optimizer_is_empty(monkeypatch, sharded, groups):
+    """Checkpoints of shards lose its settings. Without FSDP it stays, since checkpoints that were written have it."""
+    model = torch.nn.ModuleDict({"lora": torch.nn.Linear(1, 1, bias=False), "mm_projector": torch.nn.Linear(1, 1)})
+    layer, projector = model["lora"], model["mm_projector"]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [layer.weight, projector.weight], "weight_decay": 0.1},
+            {"params": [projector.bias], "weight_decay": 0.0},
+        ]
+    )
+    monkeypatch.setattr(Trainer, "create_optimizer", lambda self, model: optimizer)
+    trainer: Any = object.__new__(LLaVATrainer)
+    trainer.model, trainer.is_fsdp_enabled, trainer.args = model, sharded, SimpleNamespace(mm_projector_lr=0.5)
+    found = trainer.create_optimizer().param_groups
+    assert [len(group["params"]) for group in found] == groups
+    assert [(group["lr"], group["weight_decay"]) for group in found][-2:] == [(0.5, 0.1), (0.5, 0.0)]
 
 
 def test_a_run_that_accelerate_would_not_shard_is_refused(bases, tmp_path, monkeypatch, capsys):
