@@ -15,6 +15,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
@@ -130,7 +131,8 @@ def escape_unencodable() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         keeps_bytes = sys.stdout.errors == "surrogateescape"  # of file names, in the C locale
         codecs.register_error("bytes-or-backslash", write_byte_or_escape)
-        sys.stdout.reconfigure(errors="bytes-or-backslash" if keeps_bytes else "backslashreplace")
+        with suppress(OSError):  # raised after the change, where a pipe has taken the place of a file
+            sys.stdout.reconfigure(errors="bytes-or-backslash" if keeps_bytes else "backslashreplace")
 
 
 def write_byte_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -164,3 +167,13 @@ def test_the_value_of_an_ambiguous_flag_may_be_a_secret(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         parser.parse_args(["--a=a secret"])
     assert capsys.readouterr().err == "p: error: ambiguous option: --a could match --api-key, --alpha\n"
+
+
+def test_an_output_that_became_a_pipe_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by `os.dup2` over a file: where it is cannot be asked any more."""
+    out = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding="ascii"))
+    sys.stdout.write("before\n")
+    out.tell = Mock(side_effect=OSError(errno.ESPIPE, "Illegal seek"))
+    assert run_command("p", lambda: print("caf\xe9")) == 0
+    assert out.getvalue() == b"before\ncaf\\xe9\n"
