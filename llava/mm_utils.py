@@ -176,15 +176,16 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
         raise TypeError("images is one image; it must be a list: process_images([image], ...)")
     aspect_ratio = _read_setting(model_cfg, "image_aspect_ratio")
     cuts_tiles = is_anyres(aspect_ratio) and getattr(image_processor, "takes_tiles", False)
-    if getattr(image_processor, "keeps_aspect_ratio", False) and not cuts_tiles:
-        tensors = [_pixels(picture, image_processor) for picture in _read_pictures(images)]
-    elif aspect_ratio == "pad":
-        tensors = [_padded_pixels(picture, image_processor) for picture in _read_pictures(images)]
-    elif is_anyres(aspect_ratio):
+    keeps_shape = getattr(image_processor, "keeps_aspect_ratio", False) and not cuts_tiles
+    pads, tiles = not keeps_shape and aspect_ratio == "pad", not keeps_shape and is_anyres(aspect_ratio)
+    pictures = _read_pictures(images, keeps_arrays=not (keeps_shape or pads or tiles))
+    if pads:
+        tensors = [_padded_pixels(picture, image_processor) for picture in pictures]
+    elif tiles:
         pinpoints = _read_setting(model_cfg, "image_grid_pinpoints")
-        tensors = [process_anyres_image(picture, image_processor, pinpoints) for picture in _read_pictures(images)]
+        tensors = [process_anyres_image(picture, image_processor, pinpoints) for picture in pictures]
     else:
-        tensors = [_pixels(picture, image_processor) for picture in _read_pictures(images, keeps_arrays=True)]
+        tensors = [_pixels(picture, image_processor) for picture in pictures]
     same_shape = len({tensor.shape for tensor in tensors}) == 1
     return torch.stack(tensors) if same_shape else ImageList(tensors)
 

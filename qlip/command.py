@@ -136,7 +136,7 @@ def escape_unencodable() -> None:
 
 
 def write_byte_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Handles an error of encoding: writes the bytes that a text stands for as they are, and escapes other signs."""
+    """Handles an error of encoding: writes bytes that were read as surrogates back, and escapes other signs."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:

@@ -7,6 +7,8 @@ import sys
 import unicodedata
 from typing import TextIO
 
+from qlip.command import escape
+
 
 def read_line(prompt: str) -> str:
     """Reads a line, stripped; the end of input reads as an empty one.
@@ -52,8 +54,7 @@ def escape_controls(text: str) -> str:
     """Escapes control characters but line feeds and tabs where stdout is a terminal, which an answer could command."""
     if sys.stdout is None or not sys.stdout.isatty():
         return text
-    kept = (sign in "\n\t" or unicodedata.category(sign) != "Cc" for sign in text)
-    return "".join(sign if keep else repr(sign)[1:-1] for sign, keep in zip(text, kept, strict=True))
+    return "".join(escape(sign) if unicodedata.category(sign) == "Cc" and sign not in "\n\t" else sign for sign in text)
 
 
 def print_label(text: str) -> None:

@@ -109,7 +109,7 @@ def find_visual(model: Any) -> nn.Module | None:
 def find_normalisation(model: Any, tower: Normalisation) -> Normalisation:
     """Finds what a model's images are normalised with: what open_clip's model says, else what its tower does.
 
-    open_clip trains towers of timm with values of its own, which may differ from those of timm's weights.
+    open_clip may train a tower of timm with other values than those of timm's weights.
     """
     return read_normalisation(model.visual, tower) if is_whole(model) else tower
 

@@ -27,18 +27,16 @@ class InsertFirstScript:
         held: list[Message] = []  # the start and the body of a document, until the body is whole
 
         async def send_on(message: Message) -> None:
-            if message["type"] == "http.response.start" and _is_html(message) and scope["method"] == "HEAD":
+            begins_document = message["type"] == "http.response.start" and _is_html(message)
+            if begins_document and scope["method"] == "HEAD":
                 del MutableHeaders(scope=message)["content-length"]  # it would be that of the page without the script
-                await send(message)
-            elif message["type"] == "http.response.start" and _is_html(message):
+            elif begins_document or held:
                 held.append(message)
-            elif not held:
-                await send(message)
-            else:
-                held.append(message)
-                if not message.get("more_body"):
+                if not begins_document and not message.get("more_body"):
                     for each in self._insert(held[0], b"".join(part.get("body", b"") for part in held[1:])):
                         await send(each)
+                return
+            await send(message)
 
         await self.app(scope, receive, send_on)
 
