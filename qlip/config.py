@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-Criterion = Literal["gradient", "structure", "variance", "diagonal", "random"]
+Criterion = Literal["gradient", "structure", "objects", "variance", "diagonal", "random"]
 Layout = Literal["aligned", "centered"]
 Interpolation = Literal["bilinear", "bicubic", "mlp"]
 LeafPosition = Literal["centre", "native", "cell", "mean"]
@@ -64,9 +64,9 @@ class QLIPConfig:
     """How an image is cut into tokens and where the tokens are placed.
 
     The defaults need no sweep: of the candidates in docs/RESULTS.md that take at most one and a half times CLIP's
-    tokens on photographs, they answer best over all sets of validation scenes and kinds of question. All but
-    `split_order`, which was chosen later on validation scenes (docs/results/order.md), were fixed before anything was
-    measured on the test scenes. `QLIPConfig.paper()` has the paper's rule.
+    tokens on photographs, they answer best over all sets of validation scenes and kinds of question. `split_order`
+    (docs/results/order.md) and `criterion` with its window (docs/results/objects.md) were chosen later than the others,
+    on validation scenes as well. `QLIPConfig.paper()` has the paper's rule.
     """
 
     alpha: float = 0.8
@@ -74,9 +74,9 @@ class QLIPConfig:
 
     0.8, in units of CLIP's normalised pixels, is a contrast of about a fifth of the range from black to white."""
 
-    criterion: Criterion = "structure"
-    """What scores a block (`qlip.scores.criteria`). "structure" (ours) keeps large objects whole, which "gradient", the
-    paper's, cuts along their edges; on small objects they do equally well."""
+    criterion: Criterion = "objects"
+    """What scores a block (`qlip.scores.criteria`): "objects" (ours) what is too small for the sampling as a whole,
+    "structure" also corners and thin parts of large objects, "gradient", the paper's, all edges."""
 
     max_tokens: int | None = 1152
     """Budget: the most leaves an image may have; None: no bound. The thumbnail's tokens are extra.
@@ -135,12 +135,12 @@ class QLIPConfig:
     """"native": no leaf covers more than one cell of the tower's native grid, so that nothing is coarser than in CLIP,
     as far as the budget allows; helps counting and large objects. "any": the paper's roots, fewer tokens."""
 
-    structure_size: int = 5
-    """Window of criterion "structure", in sampled pixels; odd, >= 3. Structure narrower than it makes a block split."""
+    structure_size: int = 7
+    """Window of criteria "objects" and "structure", in sampled pixels; odd, >= 3. What is narrower splits a block."""
 
     noise_floor: bool = True
-    """Lower the score of criterion "structure" by what the image's own noise would score, and split nothing into cells
-    that show more noise than detail; without it noise is cut like detail, up to the budget."""
+    """Lower the scores of "objects" and "structure" by what the image's own noise would score, and split nothing into
+    cells that show more noise than detail; without it noise is cut like detail, up to the budget."""
 
     thumbnail: bool = False
     """Put the image downsized to the tower's native size, as in CLIP, before the leaves. With the same number

@@ -24,6 +24,7 @@ from qlip.images.rgb import to_rgb
 from qlip.patches import CutImage, check_grid, cut_cells, downsize, extract_native, extract_patches
 from qlip.quadtree import Leaves, partition_as
 from qlip.roots import fewest_leaves
+from qlip.scores.criteria import WINDOWED
 from qlip.scores.noise import estimate_noise
 
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -183,7 +184,7 @@ class ImageCutter:
         def find(settings: QLIPConfig, bounded: bool = True) -> tuple[Tensor, Leaves]:
             pixels = pixels_of(self._fitted_size(settings, *image.size))
             noise: Tensor | None = None
-            if settings.noise_floor and settings.criterion == "structure":
+            if settings.noise_floor and settings.criterion in WINDOWED:
                 scale = (pixels.shape[1] * pixels.shape[2] / (image.width * image.height)) ** 0.5
                 # Enlarged noise is smooth, but averages out over as many original pixels as before.
                 noise = scale * noise_of() / torch.tensor(self.std, dtype=torch.float32, device="cpu")

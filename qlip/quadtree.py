@@ -25,7 +25,7 @@ from qlip.config import (
     check_threshold,
 )
 from qlip.roots import Roots, allowed_leaf, count_roots, find_max_leaf, find_native_cell, find_roots
-from qlip.scores.criteria import score_pyramid
+from qlip.scores.criteria import WINDOWED, score_pyramid
 from qlip.scores.noise import estimate_noise
 from qlip.splits import choose_splits, upsample
 
@@ -102,7 +102,7 @@ def partition(
     """Cuts an image by the quadtree of its detail (paper section 3.1), by default with `QLIPConfig`'s rule for CLIP-L.
 
     It takes the pixels as they are, so geometry and noise floor, for which an image processor needs the original, are
-    off by default. Waits for a GPU once, at the end.
+    off by default. Waits for a GPU once, at the end; with criterion "objects" it copies the image to the CPU.
 
     Args:
         image: float (C, H, W), normalised pixels; H and W multiples of `patch_size`.
@@ -116,10 +116,10 @@ def partition(
         coarsest: "native" limits leaves to a cell of the tower's native grid, if the budget allows; "any" does not.
         native_grid: n, cells per side of the images that the tower was trained on.
         max_leaf: bound on the side of a leaf in cells, a power of two, instead of that of `coarsest`.
-        structure_size: window of criterion "structure" in sampled pixels, odd.
+        structure_size: window of criteria "structure" and "objects" in sampled pixels, odd.
         generator: source of criterion "random"; by default one with seed 0.
         geometry: "native" takes the native cells of an image that was resized to a multiple of them as roots.
-        noise_floor: lower the scores of "structure" by the image's noise.
+        noise_floor: lower the scores of "structure" and "objects" by the image's noise.
         noise: float (C,), its standard deviation, if it is known; by default `estimate_noise(image)`, which is
             too low for an enlarged image.
 
@@ -207,7 +207,7 @@ def find_noise(criterion: Criterion, noise_floor: bool, image: Tensor, noise: Te
     Raises:
         ValueError: what is known of it has another shape.
     """
-    if not noise_floor or criterion != "structure":
+    if not noise_floor or criterion not in WINDOWED:
         return None
     if noise is not None and noise.shape != image.shape[:1]:
         raise ValueError(f"noise has the shape {tuple(noise.shape)}; an image of {len(image)} channels has one of each")

@@ -153,7 +153,8 @@ def partition_tiles(
 
     Roots are aligned with the tiles. With `coarsest` "native" no leaf is longer than a cell of the base along the
     image's longer side, as far as the budget allows. Padding is scored as if the image's edge went on, so that the
-    border between the two is not detail.
+    border between the two is not detail. Criteria "objects" and "structure" see each tile by itself: what of a large
+    object reaches into the next tile may count as small there.
 
     Args:
         tiles: float (T, C, S, S), normalised, in raster order; S at least n * P.

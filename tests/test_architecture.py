@@ -22,7 +22,7 @@ parse = cache(ast.parse)  # each file once
 # modules of its own layer. "name.*" means every module in a package; a module is in the first layer that matches it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.kernels.compiling",),
-    ("qlip.kernels.resizing", "qlip.kernels.noise"),
+    ("qlip.kernels.resizing", "qlip.kernels.noise", "qlip.kernels.growing"),
     ("qlip.kernels.hats",),
     ("qlip.kernels.loops",),
     (
@@ -41,14 +41,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "qlip.attention",
         "qlip.scores.edges",
-        "qlip.scores.structure",
+        "qlip.scores.reconstruction",
         "qlip.roots",
         "qlip.scores.noise",
         "qlip.mlp",
         "qlip.splits",
-        "qlip.saved_settings",
-        "qlip.images.resizing",
     ),
+    ("qlip.scores.structure", "qlip.saved_settings", "qlip.images.resizing"),
     ("qlip.scores.criteria", "qlip.images.arrays", "qlip.images.blocks", "qlip.integrations.subclasses"),
     ("qlip.integrations.continuation", "qlip.integrations.mixins", "qlip.images.pictures", "qlip.prior.config"),
     ("qlip.backbones.transformers", "qlip.backbones.timm", "qlip.backbones.open_clip", "qlip.images.sources"),

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 
 from qlip.kernels.compiling import Kernel, compile_loop
+from qlip.kernels.growing import grow_plane
 
 BAND = 2**16
 """Pixels of one channel that are opened at once, so that they stay in a core's cache."""
@@ -43,6 +44,73 @@ def find_cell_hats(
         hats.append(own)
         image = halved
     return hats
+
+
+def find_object_hats(image: np.ndarray, patch_size: int, size: int, floor: np.ndarray, rounds: int) -> np.ndarray:
+    """Computes the largest hat by reconstruction less its channel's floor, from 0, in each whole cell of one level.
+
+    Args:
+        image: finite float32 (C, H, W), contiguous.
+        patch_size: side of a cell in pixels.
+        size: side of the window in pixels.
+        floor: (C,).
+        rounds: of sweeps, see `qlip.kernels.growing`.
+
+    Returns:
+        float32 (rows, cols).
+    """
+    hats = np.zeros((image.shape[1] // patch_size, image.shape[2] // patch_size), np.float32)
+    _make_object_hats(size)(image, patch_size, floor, rounds, hats)
+    return hats
+
+
+@cache
+def _make_object_hats(size: int) -> Kernel:
+    """Compiles `find_object_hats` for one size of window."""
+    reach = size - 1
+
+    def find(image: np.ndarray, patch_size: int, floor: np.ndarray, rounds: int, hats: np.ndarray) -> None:
+        channels, height, width = image.shape
+        lines, pitch = height + 2 * reach, width + 2 * reach
+        pixels = np.empty((lines, pitch), np.float32)
+        low, high = np.empty((lines, pitch), np.float32), np.empty((lines, pitch), np.float32)
+        eroded, dilated = np.empty((lines, pitch), np.float32), np.empty((lines, pitch), np.float32)
+        kept, negative = np.empty((2, height, width), np.float32), np.empty((height, width), np.float32)
+        spare = np.empty((4, height * width), np.float32)
+        for channel in range(channels):
+            plane = image[channel]
+            _read_band(plane, False, -reach, lines, height, width, reach, pixels)
+            _find_extremes(size, pixels, low, high, lines, width + reach)
+            _slide_down(_smaller, size, low, eroded, lines - reach, width + reach)
+            _slide_down(_larger, size, high, dilated, lines - reach, width + reach)
+            _slide_along(_larger, size, eroded, low, lines - reach, width)
+            _slide_along(_smaller, size, dilated, high, lines - reach, width)
+            _slide_down(_larger, size, low, kept[0], height, width)
+            _slide_down(_smaller, size, high, kept[1], height, width)
+            for line in range(height):
+                for x in range(width):
+                    kept[1, line, x] = -kept[1, line, x]
+                    negative[line, x] = -plane[line, x]
+            grow_plane(kept[0], plane, rounds, spare)
+            grow_plane(kept[1], negative, rounds, spare)
+            _raise_to_cells(plane, kept[0], patch_size, floor[channel], hats)
+            _raise_to_cells(negative, kept[1], patch_size, floor[channel], hats)
+
+    return compile_loop(find, size)
+
+
+@compile_loop
+def _raise_to_cells(pixels: np.ndarray, kept: np.ndarray, patch_size: int, floor: float, hats: np.ndarray) -> None:
+    """Raises each cell to the most by which its pixels are above what was kept, less the floor."""
+    rows, cols = hats.shape
+    highest = np.empty(cols * patch_size, np.float32)
+    for row in range(rows):
+        highest[:] = 0
+        for line in range(row * patch_size, (row + 1) * patch_size):
+            for x in range(cols * patch_size):
+                highest[x] = max(highest[x], pixels[line, x] - kept[line, x])
+        for col in range(cols):
+            hats[row, col] = max(hats[row, col], highest[col * patch_size : (col + 1) * patch_size].max() - floor)
 
 
 @cache

@@ -17,6 +17,9 @@ from qlip.scores.arrays import as_array, as_tensor, quarters
 from qlip.scores.edges import diagonal_scores, gradient_scores
 from qlip.scores.structure import structure_scores
 
+WINDOWED = ("objects", "structure")
+"""Criteria that look through a window, whose size is `structure_size`, and that the noise floor lowers."""
+
 
 def score_pyramid(
     image: Tensor,
@@ -35,18 +38,20 @@ def score_pyramid(
         image: float (C, H, W), normalised; H and W multiples of `patch_size`.
         patch_size: P, pixels per side of a cell.
         levels: the top level; blocks of 2^levels cells.
-        criterion: one of "gradient", "structure", "variance", "diagonal", "random".
-        structure_size: window of "structure", in sampled pixels.
+        criterion: one of "gradient", "structure", "objects", "variance", "diagonal", "random".
+        structure_size: window of "structure" and "objects", in sampled pixels.
         image_pixels: H * W of the whole image, which normalises "variance", if `image` is a part of it.
         generator: source of "random"; by default one with seed 0.
-        noise: float (C,), standard deviation of the image's noise, which "structure" disregards; None: no
+        noise: float (C,), standard deviation of the image's noise, which "structure" and "objects" disregard; None: no
             noise floor.
 
     Returns:
-        levels + 1 tensors; entry 0 is zeros, since a cell never splits.
+        levels + 1 tensors, of criterion "objects" on the CPU; entry 0 is zeros, since a cell never splits.
     """
     check_choice("criterion", criterion, Criterion)
     rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size
+    if criterion == "objects":
+        image = image.cpu()  # line follows line in its sweeps, which a GPU is slow at
     cells = image.new_zeros(rows, cols)
     if levels == 0:
         return [cells]
@@ -63,7 +68,7 @@ def score_pyramid(
     else:
         check_window(structure_size)
         sigma = None if noise is None else as_array(noise.to(image))
-        scores = structure_scores(array, patch_size, levels, structure_size, sigma)
+        scores = structure_scores(array, patch_size, levels, structure_size, sigma, objects=criterion == "objects")
     return [cells, *map(as_tensor, scores)]
 
 

@@ -1,4 +1,4 @@
-"""Scores by structure that is too fine for a block's sampling: top-hats and bottom-hats (criterion "structure").
+"""Scores by what is too fine for a block's sampling: top-hats and bottom-hats (criteria "structure" and "objects").
 
 The image is halved level by level; opening and closing run along flat memory, rows end to end, so that each step is one
 operation over all of it. What a window then reads beyond the end of a row is cut off with the padding.
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qlip.kernels import find_loops
 from qlip.scores.arrays import Array, cell_max, empty, in_cells, largest, namespace, quarters
+from qlip.scores.reconstruction import ROUNDS, reconstruct
 
 NOISE_HEIGHT = 5.0
 """Standard deviations of noise that a hat over one block reaches by chance alone."""
@@ -27,12 +28,18 @@ HAT_BAND = 2**17
 """Pixels halved or opened at once on a CPU, so that intermediate results stay in its cache."""
 
 
-def structure_scores(image: Array, patch_size: int, levels: int, size: int, noise: Array | None = None) -> list[Array]:
+def structure_scores(
+    image: Array, patch_size: int, levels: int, size: int, noise: Array | None = None, *, objects: bool = False
+) -> list[Array]:
     """Computes the largest top-hat or bottom-hat of a block sampled to P x P, by level from 1; at least its children's.
 
-    A block scores high if and only if, at its own sampling, it holds structure narrower than `size` pixels in some
-    direction: large objects keep large leaves, small ones get small leaves. Opening and closing see the pooled image
-    extended by its border pixels.
+    Without `objects`, a block scores high if and only if, at its own sampling, it holds structure narrower than `size`
+    pixels in some direction: large objects keep large leaves, small ones get small leaves. Opening and closing see the
+    pooled image extended by its border pixels.
+
+    With `objects`, which needs a numpy array, what opening and closing keep is first grown back along the object that
+    it is a part of (`qlip.scores.reconstruction`): corners and thin parts of large objects do not count, only what is
+    nowhere as wide as the window, or lies around a corner.
 
     With noise of deviation sigma in each channel, the hats at level k are lowered by NOISE_HEIGHT sigma / 2^k, what
     averaged noise reaches by itself; where the cells that a split makes would show noise of more than MAX_NOISE, the
@@ -43,7 +50,8 @@ def structure_scores(image: Array, patch_size: int, levels: int, size: int, nois
     cells[...] = 0
     scores = [cells]
     floors = [None if noise is None else noise * (NOISE_HEIGHT / 2**level) for level in range(1, levels + 1)]
-    for level, own in enumerate(_find_cell_hats(image, patch_size, size, floors), start=1):
+    find = _find_object_hats if objects else _find_cell_hats
+    for level, own in enumerate(find(image, patch_size, size, floors), start=1):
         if noise is not None:  # a mask, since reading the number would synchronise with the GPU
             own = xp.where(noise.max() / 2 ** (level - 1) > MAX_NOISE, xp.zeros_like(own), own)
         score = largest(*quarters(scores[-1]))
@@ -66,6 +74,43 @@ def _find_cell_hats(image: Array, patch_size: int, size: int, floors: Sequence[A
         yield _cell_hats(image, patch_size, size, floor)
 
 
+def _find_object_hats(
+    image: np.ndarray, patch_size: int, size: int, floors: Sequence[np.ndarray | None]
+) -> Iterable[np.ndarray]:
+    """Computes as `_find_cell_hats`, with opening and closing by reconstruction."""
+    loops = find_loops(image) if size <= COMPILED_WINDOW and np.isfinite(image.max() - image.min()) else None
+    for floor in floors:
+        image = halve(image)
+        rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size
+        if not rows * cols:
+            yield empty(image, rows, cols)
+            continue
+        if loops:
+            given = np.zeros(len(image), np.float32) if floor is None else floor
+            yield loops.find_object_hats(image, patch_size, size, given, ROUNDS)
+            continue
+        planes = np.concatenate([image, -image])
+        hats = np.subtract(planes, reconstruct(_open_planes(image, size), planes), out=planes)
+        if floor is not None:
+            hats -= np.tile(floor, 2)[:, None, None]
+        highest = hats.max(0)[: rows * patch_size, : cols * patch_size].clip(0)
+        yield cell_max(in_cells(highest, patch_size))
+
+
+def _open_planes(image: np.ndarray, size: int) -> np.ndarray:
+    """Opens an image and its negative by flat squares: (C, H, W) -> (2 C, H, W)."""
+    channels, height, width = image.shape
+    opened, reach = empty(image, 2 * channels, height, width), size - 1
+    step = _band_of(image, 1)
+    for top in range(0, height, step):
+        band = opened[:, top : top + step]
+        padded = _pad(image, top - reach, top + band.shape[1] + reach, reach)
+        windows, spare = _open(padded.reshape(-1), padded.shape[2], size)
+        spare[: len(windows)] = windows
+        band[...] = spare.reshape(padded.shape)[:, : band.shape[1], :width]
+    return opened
+
+
 def halve(image: Array) -> Array:
     """Averages 2 x 2 pixels, (C, H, W) -> (C, H // 2, W // 2): bitwise `avg_pool2d`, and several times as fast."""
     add, (channels, height, width) = namespace(image).add, image.shape
@@ -85,7 +130,7 @@ def halve(image: Array) -> Array:
 def _band_of(image: Array, pitch: int) -> int:
     """Counts the rows, of `pitch` pixels each, that are worked on at once: on a CPU few, else all."""
     channels, height, width = image.shape
-    return max(1, (height if isinstance(image, Tensor) else HAT_BAND // (channels * width)) // pitch)
+    return max(1, (height if isinstance(image, Tensor) else HAT_BAND // max(1, channels * width)) // pitch)
 
 
 def _cell_hats(image: Array, patch_size: int, size: int, floor: Array | None) -> Array:

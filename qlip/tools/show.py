@@ -20,6 +20,7 @@ from qlip.files import check_not_read
 from qlip.images.pictures import check_drawing_name, find_pictures, open_picture, read_picture
 from qlip.quadtree import Leaves
 from qlip.roots import allowed_leaf
+from qlip.scores.criteria import WINDOWED
 from qlip.tools.draw import draw_leaves, draw_sheet
 
 DRAWN = ".leaves.png"
@@ -219,9 +220,9 @@ def explain_setting(name: str, settings: QLIPConfig, several: bool) -> str:
         flag = f"--no-{flag[2:]}"
     else:
         flag += f" {'none' if value is None else value}"
-    needed = {"seed": "random", "structure_size": "structure", "noise_floor": "structure"}.get(name)
-    if needed not in (None, settings.criterion):
-        return f"{flag} has no effect: it belongs to --criterion {needed}, not {settings.criterion}"
+    needed = {"seed": ("random",), "structure_size": WINDOWED, "noise_floor": WINDOWED}.get(name)
+    if needed and settings.criterion not in needed:
+        return f"{flag} has no effect: it belongs to --criterion {' or '.join(needed)}, not {settings.criterion}"
     images = "these images" if several else "this image"
     if value is False:
         return f"{flag} has no effect on {images}"

@@ -19,8 +19,8 @@ Box = tuple[int, int, int]
 Score = Callable[[Tensor, int, Box], float]
 """(image, patch size, block) -> its score."""
 
-WINDOW = 5
-"""`structure_size` of `QLIPConfig`'s defaults."""
+WINDOW, OBJECTS_WINDOW = 5, 7
+"""`structure_size` of criterion "structure" and of "objects", each as it was shipped."""
 
 
 def gradient_score(image: Tensor, patch_size: int, box: Box) -> float:
@@ -37,6 +37,24 @@ def structure_score(image: Tensor, patch_size: int, box: Box) -> float:
     if box[2] == 1:
         return 0.0
     return max(_largest_hat(image, patch_size, box), *(structure_score(image, patch_size, c) for c in _children(box)))
+
+
+class ObjectsScore:
+    """Scores by objects that are nowhere as wide as the window: hats by reconstruction, of one image's levels."""
+
+    def __init__(self) -> None:
+        self.hats: dict[int, Tensor] = {}
+        """By the side of a block; whole objects are seen in the whole image only."""
+
+    def __call__(self, image: Tensor, patch_size: int, box: Box) -> float:
+        row, col, size = box
+        if size == 1:
+            return 0.0
+        if size not in self.hats:
+            self.hats[size] = _find_object_hats(image, size)
+        top, left = row // size * patch_size, col // size * patch_size
+        own = self.hats[size][top : top + patch_size, left : left + patch_size].max().item()
+        return max(own, *(self(image, patch_size, child) for child in _children(box)))
 
 
 def naive_partition(
@@ -157,14 +175,38 @@ def _largest_hat(image: Tensor, patch_size: int, box: Box) -> float:
         top + patch_size + reach - last,
     )
     pixels = F.pad(pixels, beyond, mode="replicate")
-    opening = _dilate(-_dilate(-pixels))
-    closing = -_dilate(-_dilate(pixels))
+    opening = _dilate(-_dilate(-pixels, WINDOW), WINDOW)
+    closing = -_dilate(-_dilate(pixels, WINDOW), WINDOW)
     centre = pixels[..., reach:-reach, reach:-reach]
     return torch.maximum(centre - opening, closing - centre).max().item()
 
 
-def _dilate(pixels: Tensor) -> Tensor:
-    return F.max_pool2d(pixels, WINDOW, stride=1)
+def _find_object_hats(image: Tensor, size: int) -> Tensor:
+    """Computes max over channels of the image less its opening, and its closing less it, by reconstruction: (H, W)."""
+    pixels = image[None]
+    for _ in range(size.bit_length() - 1):
+        pixels = F.avg_pool2d(pixels, 2)
+    both, reach = torch.cat([pixels, -pixels]), OBJECTS_WINDOW - 1
+    padded = F.pad(both, (reach, reach, reach, reach), mode="replicate")
+    opening = _dilate(-_dilate(-padded, OBJECTS_WINDOW), OBJECTS_WINDOW)
+    grown = torch.maximum(_grow(opening, both), _grow(opening.mT, both.mT).mT)
+    return (both - grown).amax((0, 1))
+
+
+def _grow(marker: Tensor, mask: Tensor) -> Tensor:
+    """Raises rows to the row above, and in another copy to the one below, at most to the mask; the larger of both."""
+    copies = []
+    for step in (1, -1):
+        rows = marker.clone().unbind(2)[::step]
+        for before, row, bound in zip(rows, rows[1:], mask.unbind(2)[::step][1:], strict=False):
+            near = F.max_pool1d(F.pad(before, (1, 1), value=-math.inf), 3, stride=1)
+            row.copy_(torch.minimum(torch.maximum(row, near), bound))
+        copies.append(torch.stack(rows[::step], 2))
+    return torch.maximum(*copies)
+
+
+def _dilate(pixels: Tensor, window: int) -> Tensor:
+    return F.max_pool2d(pixels, window, stride=1)
 
 
 def _pixels(image: Tensor, box: Box, patch_size: int) -> Tensor:

@@ -22,8 +22,15 @@ import qlip
 from qlip import Leaves, QLIPConfig, kernels
 from qlip.quadtree import partition_as
 from qlip.roots import allowed_leaf
-from scripts.bench.evidence.answering.trees import IN_GRID
-from scripts.bench.naive_quadtree import Box, gradient_score, naive_partition, naive_patches, structure_score
+from scripts.bench.evidence.answering.trees import IN_GRID, STRUCTURE
+from scripts.bench.naive_quadtree import (
+    Box,
+    ObjectsScore,
+    gradient_score,
+    naive_partition,
+    naive_patches,
+    structure_score,
+)
 from scripts.bench.pictures import PATCH, PHOTOGRAPHS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -31,12 +38,14 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 NATIVE = 24  # cells per side of CLIP-L's grid
 
 RULES = {
-    "structure": QLIPConfig(**IN_GRID),
+    "objects": QLIPConfig(**IN_GRID),
+    "structure": QLIPConfig(**{**IN_GRID, **STRUCTURE}),
     "gradient": QLIPConfig.paper(),
 }
-"""Criterion -> settings for pixels as they are: the default rule and budget, and the paper's rule."""
+"""Criterion -> settings for pixels as they are: the default rule and budget, by both criteria, and the paper's."""
 
-SCORES = {"structure": structure_score, "gradient": gradient_score}
+SCORES = {"objects": ObjectsScore, "structure": structure_score, "gradient": gradient_score}
+"""Scores of the recursive quadtree; a class is made for each image."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,9 @@ def naive_cut(image: Tensor, criterion: str) -> tuple[list[Box], Tensor]:
     """Finds the same leaves and patches by recursion."""
     rule, side = RULES[criterion], image.shape[1] // PATCH
     bound = allowed_leaf(rule, (side, side), NATIVE)
-    leaves = naive_partition(image, PATCH, rule.alpha, SCORES[criterion], bound, rule.max_tokens, rule.split_order)
+    score = SCORES[criterion]
+    score = score() if isinstance(score, type) else score
+    leaves = naive_partition(image, PATCH, rule.alpha, score, bound, rule.max_tokens, rule.split_order)
     return leaves, naive_patches(image, leaves, PATCH)
 
 

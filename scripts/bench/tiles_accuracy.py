@@ -18,14 +18,15 @@ from llava.utils import device_flag
 from playground.presets import NAMED_PRESETS, TILED, SceneSpec
 from playground.schedules import shipped_path
 from qlip import QLIPConfig
+from scripts.bench.evidence.answering.trees import BY_SCORE, STRUCTURE
 
 if TYPE_CHECKING:
     from playground.examination import Score
 
 
 def _tree(**settings: Any) -> QLIPConfig:
-    """Builds QLIP's settings with the order of splits in which the tables were measured."""
-    return QLIPConfig(split_order="score", **settings)
+    """Builds QLIP's settings with the criterion and the order of splits in which the tables were measured."""
+    return QLIPConfig(**{**STRUCTURE, **BY_SCORE, **settings})
 
 
 RANDOM: dict[str, Any] = {"criterion": "random", "alpha": 0.0}

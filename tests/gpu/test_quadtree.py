@@ -13,7 +13,7 @@ SIZES = [(336, 336), (448, 672), (896, 602)]
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["astronaut", "coffee"])
-@pytest.mark.parametrize("criterion", ["gradient", "structure", "diagonal", "random"])
+@pytest.mark.parametrize("criterion", ["gradient", "structure", "objects", "diagonal", "random"])
 @pytest.mark.parametrize("budget", [None, 400])
 def test_leaves_are_those_of_the_cpu(device, photograph, criterion, name, size, budget):
     """Pixels are whole numbers, whose differences and halves float32 holds exactly, so that ties are ties on both."""

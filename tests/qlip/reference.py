@@ -54,8 +54,11 @@ def average_pool(image: np.ndarray, step: int) -> np.ndarray:
     return tiles.mean(axis=(2, 4))
 
 
-def fine_structure(pooled: np.ndarray, window: int) -> np.ndarray:
-    """What a flat square window's opening removes or its closing fills, per pixel of (C, h, w)."""
+def fine_structure(pooled: np.ndarray, window: int, whole_objects: bool = False) -> np.ndarray:
+    """What a flat square window's opening removes or its closing fills, per pixel of (C, h, w).
+
+    With `whole_objects`, what they keep first grows back along the object.
+    """
     reach = window - 1  # an opening looks at most this far: half a window to erode, half a window to dilate
     padded = np.pad(pooled, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
 
@@ -65,7 +68,28 @@ def fine_structure(pooled: np.ndarray, window: int) -> np.ndarray:
 
     opening = slide(slide(padded, np.min), np.max)
     closing = slide(slide(padded, np.max), np.min)
+    if whole_objects:
+        opening, closing = grow(opening, pooled), -grow(-closing, -pooled)
     return np.maximum(pooled - opening, closing - pooled)
+
+
+def grow(marker: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Raises pixels of (C, h, w), one by one, to their three neighbours in the line before, at most to the mask.
+
+    Lines are rows from the top down, rows from the bottom up, columns from the left and columns from the right, in a
+    copy each; the largest of the four is taken.
+    """
+    copies = []
+    for turns in range(4):
+        own, bound = np.rot90(marker, turns, (1, 2)), np.rot90(mask, turns, (1, 2))
+        height, width = bound.shape[1:]
+        raised = np.full((len(bound), height + 1, width + 2), -np.inf)
+        for y in range(height):
+            for x in range(width):
+                near = raised[:, y, x : x + 3].max(axis=1)
+                raised[:, y + 1, x + 1] = np.minimum(np.maximum(own[:, y, x], near), bound[:, y, x])
+        copies.append(np.rot90(raised[:, 1:, 1:-1], -turns, (1, 2)))
+    return np.max(copies, axis=0)
 
 
 @dataclass
@@ -151,7 +175,7 @@ class NaiveQuadtree:
         row, col, size = block
         if self.criterion == "random":
             return float(self._drawn[size][(row - self.origin[0]) // size, (col - self.origin[1]) // size])
-        if self.criterion == "structure":
+        if self.criterion in ("structure", "objects"):
             return self._structure_score(block)
         step = self.patch_size
         pixels = self.image[:, row * step : (row + size) * step, col * step : (col + size) * step]
@@ -184,8 +208,9 @@ class NaiveQuadtree:
         step, (row, col), (rows, cols) = self.patch_size, self.origin, self.covered
         region = self.image[:, row * step : (row + rows) * step, col * step : (col + cols) * step]
         self._fine: dict[int, np.ndarray] = {}
-        for size in self._sizes() if self.criterion == "structure" else []:
-            self._fine[size] = fine_structure(average_pool(region, size), self.structure_size)
+        for size in self._sizes() if self.criterion in ("structure", "objects") else []:
+            pooled = average_pool(region, size)
+            self._fine[size] = fine_structure(pooled, self.structure_size, self.criterion == "objects")
 
 
 def clear_thresholds(scores: list[float], fractions: tuple[float, ...] = (0.1, 0.4, 0.7, 0.95)) -> list[float]:

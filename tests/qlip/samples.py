@@ -8,7 +8,7 @@ import torch
 
 import qlip
 
-CRITERIA = ("gradient", "structure", "variance", "diagonal", "random")
+CRITERIA = ("gradient", "structure", "objects", "variance", "diagonal", "random")
 LAYOUTS = ("aligned", "centered")
 
 

@@ -14,7 +14,7 @@ from qlip import QLIPConfig
 
 DEFAULTS = {
     "alpha": 0.8,
-    "criterion": "structure",
+    "criterion": "objects",
     "max_tokens": 1152,
     "split_order": "side",
     "budget": "score",
@@ -29,7 +29,7 @@ DEFAULTS = {
     "leaf_position": "native",
     "placement": "whole",
     "coarsest": "native",
-    "structure_size": 5,
+    "structure_size": 7,
     "noise_floor": True,
     "thumbnail": False,
     "tiling": "image",

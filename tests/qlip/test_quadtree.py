@@ -23,7 +23,7 @@ ODD_GRIDS = ((7, 13), (9, 20))
 """Cut with every criterion."""
 CASES = [
     *itertools.product(ODD_GRIDS, LAYOUTS, CRITERIA),
-    *itertools.product((grid for grid in GRIDS if grid not in ODD_GRIDS), LAYOUTS, ("gradient", "structure")),
+    *itertools.product((grid for grid in GRIDS if grid not in ODD_GRIDS), LAYOUTS, ("gradient", "objects")),
 ]
 
 
@@ -125,7 +125,7 @@ def test_threshold_zero_splits_a_blank_image_too(criterion):
     assert len(paper_partition(torch.zeros(3, 32, 32), PATCH, alpha=0.0, criterion=criterion)) == 64
 
 
-@pytest.mark.parametrize("criterion", ["gradient", "structure", "variance", "diagonal"])
+@pytest.mark.parametrize("criterion", ["gradient", "structure", "objects", "variance", "diagonal"])
 @pytest.mark.parametrize("level", [0.0, 0.1, -1.7922625, 255.0])
 def test_a_blank_image_scores_exactly_zero(level, criterion):
     leaves = paper_partition(torch.full((3, 48, 48), level), PATCH, alpha=1e-30, criterion=criterion)

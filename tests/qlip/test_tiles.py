@@ -88,7 +88,7 @@ def test_tokens_weigh_by_their_side_in_tokens_of_the_raster():
 def test_trees_of_tiles_are_the_tree_of_the_image_that_they_make(criterion, budget):
     """The oracle is `partition` of the joined tiles, whose blocks of at most 4 of 8 cells do not cross the seams.
 
-    "structure" looks a few pixels beyond a block, and tiles have their ends there.
+    "structure" looks a few pixels beyond a block and "objects" at whole objects, and tiles have their ends there.
     """
     canvas = patchwork((16, 24), 4, seed=3, channels=3)
     config = QLIPConfig(criterion=criterion, alpha=0.3, max_tokens=budget, coarsest="any")
@@ -121,7 +121,7 @@ def test_the_border_of_the_padding_is_no_detail():
     canvas[:, 5:27] = 2.0
     tiles = tiles_of(canvas, 1, 2)
     config = QLIPConfig(coarsest="any", max_tokens=None)
-    for criterion in ("gradient", "structure"):
+    for criterion in ("gradient", "structure", "objects"):
         changed = QLIPConfig(**{**config.to_dict(), "criterion": criterion})
         trees = partition_tiles(tiles, (1, 2), (5, 0, 22, 64), changed, 4, 8)
         assert [len(tree) for tree in trees] == [4, 4]

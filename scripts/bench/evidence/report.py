@@ -3,7 +3,7 @@
 `python -m scripts.bench.evidence.report --answers-files evidence/*.jsonl` writes the table of each experiment between
 its marks `<!-- NAME -->` and `<!-- end NAME -->`, and the figures. Cells without answers are "not measured". README's
 table and the table of claims come from `claims.json`; `--only-claims` writes these alone, `--only EXPERIMENT ...` the
-tables of some experiments.
+tables of some experiments, with "sizes" its two figures as well.
 """
 
 from __future__ import annotations
@@ -66,13 +66,15 @@ def run(options: argparse.Namespace) -> None:
     fill_page(options.document, parts, partly=bool(options.only))
     if options.only:
         print(f"filled {options.document}: {', '.join(parts)}")
-        return
-    fill_claims(options)
-    token_figure(answers, options.figures / "tokens.svg")
-    position_figure(answers, options.figures / "positions.svg")
-    size_figure(answers, V_STAR, "V* (%)", options.figures / "sizes.svg")
-    size_figure(answers, ("count",), "counting (%)", options.figures / "counting.svg")
-    print(f"{options.figures}: tokens.svg, positions.svg, sizes.svg, counting.svg")
+    else:
+        fill_claims(options)
+        token_figure(answers, options.figures / "tokens.svg")
+        position_figure(answers, options.figures / "positions.svg")
+        print(f"{options.figures}: tokens.svg, positions.svg")
+    if not options.only or "sizes" in options.only:
+        size_figure(answers, V_STAR, "V* (%)", options.figures / "sizes.svg")
+        size_figure(answers, ("count",), "counting (%)", options.figures / "counting.svg")
+        print(f"{options.figures}: sizes.svg, counting.svg")
 
 
 def fill_claims(options: argparse.Namespace) -> None:

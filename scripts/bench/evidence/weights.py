@@ -17,7 +17,7 @@ from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.answering.answers import Answers, Cell, difference
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.flags import known_split
-from scripts.bench.evidence.answering.variants import SHIPPED, Variant
+from scripts.bench.evidence.answering.variants import BEFORE, Variant
 from scripts.bench.evidence.order import COLUMNS, find_shares
 from scripts.bench.evidence.pages.fill import fill_page
 from scripts.bench.evidence.pages.tables import interval
@@ -61,10 +61,10 @@ def compare(answers: Answers, own: QLIPConfig) -> str:
     before: dict[str, list[Cell]] = {}
     for way in EXPERIMENTS["weights"].ways:
         for model, cells in find_cells(answers, way).items():
-            if way == SHIPPED:
+            if way.name == BEFORE.name:
                 before[model] = cells
             elif model not in before:
-                raise ValueError(f"{model!r} was not asked in the way {SHIPPED.name!r}")
+                raise ValueError(f"{model!r} was not asked in the way {BEFORE.name!r}")
             settings = way.resolve(own)
             if settings is None:
                 raise ValueError(f"the way {way.name!r} has no quadtree")
@@ -72,7 +72,7 @@ def compare(answers: Answers, own: QLIPConfig) -> str:
                 fmean(share for cell in cells for share in find_shares([cell], kinds)) for kinds in COLUMNS.values()
             ]
             more = ["", ""]
-            if way != SHIPPED:
+            if way.name != BEFORE.name:
                 more = [interval(difference(before[model], cells, kinds)) for kinds in (None, COLUMNS["signs"])]
             values = [settings.size_bias, settings.llm_size_bias, *(f"{share:.1f}" for share in shares), *more]
             lines.append(table_row([model, *map(str, values)]))

@@ -15,6 +15,7 @@ from transformers import CLIPVisionModel
 import qlip
 from qlip import QLIPConfig
 from qlip.quadtree import partition_as
+from scripts.bench.evidence.answering.trees import STRUCTURE
 from scripts.bench.gpu.models import build_tower, dtype_on
 from scripts.bench.gpu.parts import Row, report_each
 from scripts.bench.gpu.timing import count_launches, interleave, median_ratio
@@ -65,11 +66,17 @@ def against_recursion(size: int, device: str, turns: int) -> Row:
     }
 
 
+def spend_by(criterion: str) -> QLIPConfig:
+    """Builds settings that spend the whole default budget by a criterion, "structure" with its former window."""
+    former = STRUCTURE if criterion == "structure" else {"criterion": criterion}
+    return QLIPConfig(**former, alpha=0.0, max_tokens=BUDGET)
+
+
 @torch.inference_mode()
 def against_tower(size: int, criterion: str, tower: CLIPVisionModel, device: str, turns: int) -> Row:
     """Times ours at the default budget, all of it spent, and the tower's layers over as many tokens and [CLS]."""
     image = photograph("astronaut", size).to(device)
-    settings = QLIPConfig(criterion=criterion, alpha=0.0, max_tokens=BUDGET)  # type: ignore[arg-type]
+    settings = spend_by(criterion)
     leaves = len(cut(image, settings))
     hidden = torch.randn(1, leaves + 1, tower.config.hidden_size, device=device, dtype=dtype_on(device))
     ours = partial(cut, image, settings)
@@ -88,14 +95,14 @@ def against_tower(size: int, criterion: str, tower: CLIPVisionModel, device: str
 def launches(size: int, criterion: str, device: str) -> Row:
     """Counts what one image makes the GPU do, and the CPU wait for."""
     image = photograph("astronaut", size).to(device)
-    settings = QLIPConfig(criterion=criterion, alpha=0.0, max_tokens=BUDGET)  # type: ignore[arg-type]
+    settings = spend_by(criterion)
     return {"size": size, "criterion": criterion, **count_launches(partial(cut, image, settings), device)}
 
 
 def run(model: str, device: str, turns: int) -> int:
     """Reports a row for each size, criterion and peer; returns the number that failed."""
     tower = build_tower(model, device)
-    cases = [(size, criterion) for size in SHARE_SIZES for criterion in ("structure", "gradient")]
+    cases = [(size, criterion) for size in SHARE_SIZES for criterion in ("objects", "structure", "gradient")]
     shares = [
         (f"share, {size} px, {criterion}", partial(against_tower, size, criterion, tower, device, 7 * turns))
         for size, criterion in cases

@@ -154,14 +154,14 @@ def test_the_folders_name_decides_nothing(tmp_path, folder, expected):
     [
         (None, None, None, None),
         (False, None, None, None),
-        (True, None, 0.8, "structure"),
-        ({"alpha": 0.4}, None, 0.4, "structure"),
+        (True, None, 0.8, "objects"),
+        ({"alpha": 0.4}, None, 0.4, "objects"),
         ({"alpha": 0.4}, False, None, None),
-        ({"alpha": 0.4}, True, 0.4, "structure"),
-        (None, True, 0.8, "structure"),
-        (None, {"alpha": 0.7}, 0.7, "structure"),
+        ({"alpha": 0.4}, True, 0.4, "objects"),
+        (None, True, 0.8, "objects"),
+        (None, {"alpha": 0.7}, 0.7, "objects"),
         ({"alpha": 0.4, "criterion": "variance"}, {"alpha": 0.7}, 0.7, "variance"),
-        ({"criterion": "variance"}, qlip.QLIPConfig(alpha=0.9), 0.9, "structure"),
+        ({"criterion": "variance"}, qlip.QLIPConfig(alpha=0.9), 0.9, "objects"),
     ],
 )
 def test_the_flag_selects_the_tower(tmp_path, in_config, argument, alpha, criterion):

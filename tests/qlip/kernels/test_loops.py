@@ -145,7 +145,7 @@ def test_noise_of_other_channels_than_the_images_is_refused(shape):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
-@pytest.mark.parametrize("criterion", ["gradient", "structure"])
+@pytest.mark.parametrize("criterion", ["gradient", "structure", "objects"])
 def test_values_that_are_not_finite_split_the_same_blocks(monkeypatch, criterion, value):
     image = patchwork((12, 12))
     image[0, 20, 21], image[1, 20, 22] = value, -value

@@ -129,6 +129,31 @@ def test_structure_of_a_block_is_at_least_that_of_its_children():
     assert found[0, 0] == 1 and found[4, 4] == 4
 
 
+def triangle(height: int) -> torch.Tensor:
+    """A bright triangle on a dark ground, 24 of whose pixels on all sides are ground."""
+    image = torch.zeros(3, height + 48, height + 48)
+    for row in range(height):
+        middle, half = 24 + height // 2, row // 2 + 1
+        image[:, 24 + row, middle - half : middle + half] = 1.0
+    return image
+
+
+def test_objects_leaves_the_corners_of_a_large_object_whole_and_structure_splits_them():
+    large = triangle(80)
+    for criterion, split in (("structure", True), ("objects", False)):
+        assert (1 in sizes(large, 0.5, criterion, structure_size=5, max_leaf=4).values()) == split, criterion
+    assert 1 in sizes(triangle(16), 0.5, "objects", structure_size=5, max_leaf=4).values()
+
+
+def test_objects_splits_a_line_alone_and_not_one_that_is_a_part_of_something_wide():
+    line = torch.zeros(3, 128, 128)
+    line[:, 60:62, 8:120] = 1.0
+    hung = line.clone()
+    hung[:, 40:80, 8:48] = 1.0
+    for image, split in ((line, True), (hung, False), (-line, True), (-hung, False)):
+        assert (1 in sizes(image, 0.4, "objects", structure_size=5, max_leaf=2).values()) == split
+
+
 def test_random_is_reproducible_and_ignores_the_pixels():
     image = torch.randn(3, 64, 64)
     first = paper_partition(image, P, alpha=0.5, criterion="random")

@@ -51,9 +51,12 @@ def test_noise_alone_splits_nothing(strength):
     assert len(partition(noisy(strength / 255 / 0.27), **FLOOR)) == 64
 
 
-@pytest.mark.parametrize("strength", [20, 40, 80])
-def test_without_the_floor_strong_noise_splits(strength):
-    assert len(partition(noisy(strength / 255 / 0.27), **(FLOOR | {"noise_floor": False}))) > 64
+@pytest.mark.parametrize(
+    ("criterion", "strength"), [("structure", 20), ("structure", 40), ("objects", 40), ("objects", 80)]
+)
+def test_without_the_floor_strong_noise_splits(criterion, strength):
+    rule = FLOOR | {"noise_floor": False, "criterion": criterion}
+    assert len(partition(noisy(strength / 255 / 0.27), **rule)) > 64
 
 
 def test_an_object_on_noise_is_cut_as_far_as_the_noise_allows():
@@ -91,14 +94,15 @@ def test_noise_is_measured_before_the_image_is_enlarged_or_reduced(side, strengt
     assert len(ImageCutter(14, 112).find_leaves(Image.fromarray(noise.astype(np.uint8)), settings)) == 64
 
 
+@pytest.mark.parametrize(("criterion", "structure_size", "kept"), [("structure", 5, 0.95), ("objects", 7, 0.93)])
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "rocket", "camera", "chelsea", "retina"])
-def test_photographs_keep_their_detail(name):
+def test_photographs_keep_their_detail(name, criterion, structure_size, kept):
     image = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+    native = QLIPConfig(geometry="native", max_tokens=None, criterion=criterion, structure_size=structure_size)
     with_floor, without = (
-        len(ImageCutter().find_leaves(image, QLIPConfig(geometry="native", max_tokens=None, noise_floor=floor)))
-        for floor in (True, False)
+        len(ImageCutter().find_leaves(image, replace(native, noise_floor=floor))) for floor in (True, False)
     )
-    assert 0.95 * without < with_floor <= without
+    assert kept * without < with_floor <= without
 
 
 def test_texture_in_a_part_of_an_image_is_not_its_noise():

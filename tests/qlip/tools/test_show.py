@@ -39,7 +39,7 @@ def show(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) 
 def test_tokens_are_compared_with_clip_and_the_uniform_grid(tmp_path, capsys):
     picture = DEMO / "1-small-shapes.png"
     lines = show(capsys, picture, "--native-size", 112, "--out", tmp_path / "o.png")
-    tokens = "    79, against 1024 of the uniform grid (7.7%) and 64 of CLIP at 112 px (123.4%)"
+    tokens = "    85, against 1024 of the uniform grid (8.3%) and 64 of CLIP at 112 px (132.8%)"
     assert lines[-2:] == [f"tokens   {tokens}", f"overlay  {tmp_path / 'o.png'}"]
 
 
@@ -83,12 +83,12 @@ def test_json_has_a_line_for_each_image_and_nothing_else(folder, capsys):
             "--max-tokens none",
             ["--max-tokens none has no effect on this image: the default, 1152, gives the same leaves"],
         ),
-        ("--seed 3", ["--seed 3 has no effect: it belongs to --criterion random, not structure"]),
+        ("--seed 3", ["--seed 3 has no effect: it belongs to --criterion random, not objects"]),
         (
-            "--criterion variance --no-noise-floor --structure-size 7",
+            "--criterion variance --no-noise-floor --structure-size 9",
             [
-                "--no-noise-floor has no effect: it belongs to --criterion structure, not variance",
-                "--structure-size 7 has no effect: it belongs to --criterion structure, not variance",
+                "--no-noise-floor has no effect: it belongs to --criterion objects or structure, not variance",
+                "--structure-size 9 has no effect: it belongs to --criterion objects or structure, not variance",
             ],
         ),
         ("--criterion random --seed 3 --max-tokens 100", []),

@@ -27,7 +27,8 @@ def test_the_recursive_quadtree_gives_the_leaves_and_patches_of_ours(criterion: 
 def test_its_structure_has_levels_budgets_and_orders(order: str, budget: int | None) -> None:
     image = photograph("rocket", 448)
     options = {"max_tokens": budget, "split_order": order}
-    leaves = qlip.partition(image, alpha=1.2, coarsest="any", **options).boxes.tolist()
+    rule = {"criterion": "structure", "structure_size": 5, "coarsest": "any"}
+    leaves = qlip.partition(image, alpha=1.2, **rule, **options).boxes.tolist()
     assert list(map(tuple, leaves)) == naive_partition(image, 14, 1.2, structure_score, **options)
     assert len({size for *_, size in leaves}) > 2
     assert budget is None or len(leaves) > budget - 3  # all of it is spent

@@ -1,4 +1,8 @@
-"""The experiments: the rows of every table of docs/RESULTS.md. Settings that are not named are the shipped ones."""
+"""The experiments: the rows of every table of docs/RESULTS.md.
+
+Settings that are not named are the shipped ones, but for the criterion. It is that of `BEFORE`, in which the tables
+were measured, except in "sizes", which has README's rows, "objects" and "page".
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,8 @@ from scripts.bench.evidence.answering.scene_sets import (
     MIXED_SETS,
     SIZES,
 )
-from scripts.bench.evidence.answering.trees import BY_SCORE, IN_GRID, NATIVE, PAPER, UNIFORM
-from scripts.bench.evidence.answering.variants import CLIP, SHIPPED, Variant
+from scripts.bench.evidence.answering.trees import BY_SCORE, IN_GRID, NATIVE, PAPER, STRUCTURE, UNIFORM
+from scripts.bench.evidence.answering.variants import BEFORE, CLIP, SHIPPED, Variant
 
 DETAIL_BIAS = -0.25
 """A negative `llm_size_bias`: small leaves, where the detail is, weigh more than large ones."""
@@ -99,7 +103,7 @@ def _options() -> list[Variant]:
         ("coarsest any", {"coarsest": "any"}),
         ("coarsest any, both size biases 1", {"coarsest": "any", "size_bias": 1.0, "llm_size_bias": 1.0}),
     ]
-    return [CLIP, *_by_score(SHIPPED, *(Variant(name, change) for name, change in changes))]
+    return [CLIP, *_by_score(BEFORE, *(Variant(name, change) for name, change in changes))]
 
 
 def _by_score(*ways: Variant) -> list[Variant]:
@@ -107,10 +111,10 @@ def _by_score(*ways: Variant) -> list[Variant]:
 
 
 def _losses() -> list[Variant]:
-    """Lists the rows of README's table, too: in the default order the shipped settings give the same figures."""
+    """Lists `BEFORE` beside the paper's rule and a thumbnail."""
     return [
         CLIP,
-        SHIPPED,
+        BEFORE,
         *_by_score(
             Variant("paper's rule, alpha 1, budget 256", {**PAPER, "alpha": 1.0, "max_tokens": 256}),
             Variant("thumbnail", {"thumbnail": True}),
@@ -119,8 +123,8 @@ def _losses() -> list[Variant]:
 
 
 def _paper() -> list[Variant]:
-    """Lists the shipped settings, and `QLIPConfig.paper()` and the authors' code's rule with values of their alpha."""
-    ways = [CLIP, SHIPPED]
+    """Lists `BEFORE`, and `QLIPConfig.paper()` and the authors' code's rule with values of their alpha."""
+    ways = [CLIP, BEFORE]
     for alpha in (0.1, 0.4, 1.0):
         ways.append(Variant(f"QLIPConfig.paper(alpha={alpha})", {**qlip.config.PAPER, "alpha": alpha}))
     authors = {**qlip.config.PAPER, "criterion": "diagonal", "layout": "centered"}
@@ -132,21 +136,21 @@ def _weights() -> list[Variant]:
     pairs = [(-0.1, -0.25), (-0.15, -0.15), (-0.2, -0.25), (-0.25, 0.0), (-0.25, -0.1), (-0.3, -0.15)]
     pairs += [(-0.4, 0.0), (-0.4, -0.1), (-0.6, 0.0), (-0.8, 0.0)]
     return [
-        SHIPPED,
+        BEFORE,
         *(Variant(f"{own}, {other}", {"size_bias": own, "llm_size_bias": other}) for own, other in pairs),
     ]
 
 
 def _split_cells() -> list[Variant]:
     """Lists what split cells are worth in the tower's sequence, by weights of small leaves."""
-    ways = [CLIP, SHIPPED]
+    ways = [CLIP, BEFORE]
     for bias in (0.0, -0.4):
         ways.append(Variant(f"split cells kept, {bias}", {"keep_split_cells": True, "size_bias": bias}))
     return [*ways, Variant("-0.4", {"size_bias": -0.4})]
 
 
 def _counting() -> list[Variant]:
-    ways = [SHIPPED]
+    ways = [BEFORE]
     for bias in (0.25, 0.0, -0.1, -0.25, -0.35, -0.5):
         ways.append(Variant(f"llm_size_bias {bias}", {"llm_size_bias": bias}))
     for change in ({"size_bias": -0.25}, {"llm_weight": "native"}, {"llm_positions": "sequential"}):
@@ -198,6 +202,16 @@ def _order() -> list[Variant]:
     return ways
 
 
+def _objects() -> list[Variant]:
+    """Lists windows of criterion "objects", and what was shipped before, to compare."""
+    before = {"criterion": "structure", "structure_size": 5, "alpha": 0.8, "max_tokens": 128}
+    ways = [CLIP, Variant("structure 5, alpha 0.8, budget 128", before)]
+    for size in (5, 7):
+        window = {"criterion": "objects", "structure_size": size, "alpha": 0.8}
+        ways.append(Variant(f"objects {size}, alpha 0.8, budget 128", {**window, "max_tokens": 128}))
+    return ways
+
+
 def _page() -> list[Variant]:
     """Lists what the chart of the web page shows: the shipped settings, and smaller budgets."""
     return [CLIP, *(Variant(f"budget {tokens}", {"max_tokens": tokens}) for tokens in (16, 32, 48, 64, 80, 96, 128))]
@@ -205,28 +219,44 @@ def _page() -> list[Variant]:
 
 DETAIL_AND_LARGE = (DETAIL_SET, "large")
 BY_SIZE = ("base", *SIZES, "noise 20")
+MEASURED = {
+    "positions": Experiment(_positions({}), DETAIL_AND_LARGE),
+    "enlarged": Experiment(_positions({**UNIFORM, "image_size": 224}), ("base",)),
+    "llm-positions": Experiment(_language_positions(), (DETAIL_SET,)),
+    "criteria": Experiment(_criteria(), DETAIL_AND_LARGE),
+    "rivals": Experiment(list_rivals(), DETAIL_AND_LARGE),
+    "budgets": Experiment(list_budgets(), (DETAIL_SET,)),
+    "equal-flops": Experiment(list_equal_flops(), (*BY_SIZE, *GROUND_SETS)),
+    "dear-rivals": Experiment(list_dear_rivals(), DETAIL_AND_LARGE),
+    "reading": Experiment(list_selected(), SIGN_SETS),
+    "listing": Experiment(list_selected(), tuple(LISTING_SETS)),
+    "options": Experiment(_options(), ("base", *DETAIL_AND_LARGE)),
+    "losses": Experiment(_losses(), (*BY_SIZE, "noise 40")),
+    "paper": Experiment(_paper(), (*BY_SIZE, "noise 40")),
+    "counting": Experiment(_counting(), ("base", *DETAIL_AND_LARGE)),
+    "geometry": Experiment(_geometry(), (*BY_SIZE, "noise 40", f"{MIXED}aspect any", f"{MIXED}ground photo")),
+    "between": Experiment(_resized(), tuple(BETWEEN)),
+    "choice": Experiment(_choice(), MIXED_SETS),
+    "order": Experiment(_order(), MIXED_SETS),
+    "weights": Experiment(_weights(), MIXED_SETS),
+    "split cells": Experiment(_split_cells(), MIXED_SETS),
+}
+"""Measured while the criterion of `BEFORE` was shipped."""
+
+
+def _by_structure(experiment: Experiment) -> Experiment:
+    """Lays an experiment's settings over those of `BEFORE`."""
+    ways = [
+        way if way.settings is None else replace(way, settings={**STRUCTURE, **way.settings}) for way in experiment.ways
+    ]
+    return replace(experiment, ways=ways)
+
+
 EXPERIMENTS = MappingProxyType(
     {
-        "positions": Experiment(_positions({}), DETAIL_AND_LARGE),
-        "enlarged": Experiment(_positions({**UNIFORM, "image_size": 224}), ("base",)),
-        "llm-positions": Experiment(_language_positions(), (DETAIL_SET,)),
-        "criteria": Experiment(_criteria(), DETAIL_AND_LARGE),
-        "rivals": Experiment(list_rivals(), DETAIL_AND_LARGE),
-        "budgets": Experiment(list_budgets(), (DETAIL_SET,)),
-        "equal-flops": Experiment(list_equal_flops(), (*BY_SIZE, *GROUND_SETS)),
-        "dear-rivals": Experiment(list_dear_rivals(), DETAIL_AND_LARGE),
-        "reading": Experiment(list_selected(), SIGN_SETS),
-        "listing": Experiment(list_selected(), tuple(LISTING_SETS)),
-        "options": Experiment(_options(), ("base", *DETAIL_AND_LARGE)),
-        "losses": Experiment(_losses(), (*BY_SIZE, "noise 40")),
-        "paper": Experiment(_paper(), (*BY_SIZE, "noise 40")),
-        "counting": Experiment(_counting(), ("base", *DETAIL_AND_LARGE)),
-        "geometry": Experiment(_geometry(), (*BY_SIZE, "noise 40", f"{MIXED}aspect any", f"{MIXED}ground photo")),
-        "between": Experiment(_resized(), tuple(BETWEEN)),
-        "choice": Experiment(_choice(), MIXED_SETS),
-        "order": Experiment(_order(), MIXED_SETS),
-        "weights": Experiment(_weights(), MIXED_SETS),
-        "split cells": Experiment(_split_cells(), MIXED_SETS),
+        **{name: _by_structure(experiment) for name, experiment in MEASURED.items()},
+        "sizes": Experiment([CLIP, SHIPPED, BEFORE], (*BY_SIZE, "noise 40")),
+        "objects": Experiment(_objects(), MIXED_SETS),
         "page": Experiment(_page(), (DETAIL_SET,)),
     }
 )

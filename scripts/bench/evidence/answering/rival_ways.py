@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from scripts.bench.evidence.answering.trees import BY_SCORE, GRID, UNIFORM
-from scripts.bench.evidence.answering.variants import CLIP, SHIPPED, Variant
+from scripts.bench.evidence.answering.variants import BEFORE, CLIP, Variant
 
 BUDGET = 96
 """Tokens of comparisons at equal cost: one and a half times those of the demo model's native grid."""
@@ -127,6 +127,6 @@ def list_dear_rivals() -> list[Variant]:
 
 
 def list_selected() -> list[Variant]:
-    """Lists the shipped settings, and rivals at `BUDGET` and at its FLOPs, for signs and listings."""
+    """Lists `BEFORE`, and rivals at `BUDGET` and at its FLOPs, for signs and listings."""
     known = {way.name: way for way in (*list_rivals(), *list_equal_flops())}
-    return [CLIP, SHIPPED, *(known[name] for name in SELECTED)]
+    return [CLIP, BEFORE, *(known[name] for name in SELECTED)]

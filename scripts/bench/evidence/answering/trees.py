@@ -14,6 +14,8 @@ IN_GRID: Mapping[str, Any] = {"geometry": "grid", "leaf_position": "centre", "no
 """Trees of the image's own pixels, as in the paper."""
 NATIVE: Mapping[str, object] = {"geometry": "native", "leaf_position": "native", "noise_floor": True}
 """Trees of CLIP's own cells."""
+STRUCTURE: Mapping[str, Any] = {"criterion": "structure", "structure_size": 5}
+"""The criterion that was the default until 30 November 2026, in which most tables were measured; see "objects"."""
 BY_SCORE: Mapping[str, Any] = {"split_order": "score"}
 """The order of splits before it was "side", in which the tables were measured where a budget binds; see "order"."""
 PAPER: Mapping[str, object] = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from qlip import QLIPConfig
+from scripts.bench.evidence.answering.trees import STRUCTURE
 
 Rival = Literal["cls", "cls+merge", "prumerge", "tome", "leaves", "crop"]
 Prior = Literal["grid", "consistency", "released"]
@@ -44,3 +45,5 @@ class Variant:
 
 CLIP = Variant("CLIP", None)
 SHIPPED = Variant("QLIP as shipped")
+BEFORE = Variant("QLIP, structure", STRUCTURE)
+"""What was shipped until 30 November 2026."""

@@ -39,7 +39,7 @@ def position_figure(answers: Answers, path: Path) -> None:
 def size_figure(answers: Answers, kinds: Sequence[str], label: str, path: Path) -> None:
     """Draws accuracy against the size of objects."""
     points: dict[str, list[tuple[float, Estimate]]] = {}
-    ways = EXPERIMENTS["losses"].ways
+    ways = EXPERIMENTS["sizes"].ways
     for way, cells in zip(ways, answers.compare(ways, [*SIZES]), strict=True):
         for (low, high), cell in zip(SIZES.values(), cells, strict=True):
             if cell:

@@ -80,12 +80,12 @@ def tables(answers: Answers) -> dict[str, str]:
     parts = {
         f"{name}: {chosen}": table(answers, experiment.ways, chosen)
         for name, experiment in EXPERIMENTS.items()
-        if name not in ("losses", "paper", "equal-flops", "between", "choice", "reading", "listing")
+        if name not in ("sizes", "losses", "paper", "equal-flops", "between", "choice", "reading", "listing")
         for chosen in experiment.sets
     }
     equal, between = EXPERIMENTS["equal-flops"], EXPERIMENTS["between"]
     for name, kinds in (("V*", V_STAR), ("count", ("count",)), ("existence", ("existence",))):
-        for by_set in ("losses", "paper"):
+        for by_set in ("sizes", "losses", "paper"):
             parts[f"{by_set}: {name}"] = size_table(answers, EXPERIMENTS[by_set].ways, EXPERIMENTS[by_set].sets, kinds)
         by_size = [chosen for chosen in equal.sets if chosen not in GROUND_SETS]
         parts[f"equal-flops by size: {name}"] = size_table(answers, equal.ways, by_size, kinds)

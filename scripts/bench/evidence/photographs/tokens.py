@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qlip import QLIPConfig
-from scripts.bench.evidence.answering.trees import IN_GRID
+from scripts.bench.evidence.answering.trees import IN_GRID, STRUCTURE
 from scripts.markdown_table import table_head, table_row
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ SETTINGS = {
     "no budget, without the noise floor": QLIPConfig(max_tokens=None, noise_floor=False),
     "no budget, alpha 1.2": QLIPConfig(max_tokens=None, alpha=1.2),
     "alpha 1.2, budget 864": QLIPConfig(max_tokens=864, alpha=1.2),
+    "structure, the default before": QLIPConfig(**STRUCTURE),
     "the paper's geometry": QLIPConfig(**IN_GRID),
     "the paper's rule, alpha 0.1": QLIPConfig.paper(),
 }

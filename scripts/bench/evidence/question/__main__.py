@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from llava.command import integer, parse_and_run
+from scripts.bench.evidence.answering.trees import STRUCTURE
 from scripts.bench.evidence.question.flags import make_parser
 
 
@@ -33,7 +34,7 @@ def command(options: argparse.Namespace) -> None:
     from scripts.bench.evidence.question.measure import choose_ways, draw_scenes, make_ways, measure, table
 
     torch.set_num_threads(options.threads)
-    engines = [ChatEngine(*load_pretrained_model(path, device="cpu", qlip=True)) for path in options.model]
+    engines = [ChatEngine(*load_pretrained_model(path, device="cpu", qlip=STRUCTURE)) for path in options.model]
     towers = [engine.model.get_vision_tower() for engine in engines]
     for low, high in options.sizes:
         scenes = list(draw_scenes((low, high), options.seed, options.scenes, options.photos))

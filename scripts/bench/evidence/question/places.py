@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from llava.command import parse_and_run
 from playground.objects import SceneObject
 from playground.questions import Question
+from scripts.bench.evidence.answering.trees import STRUCTURE
 from scripts.bench.evidence.question.flags import make_parser
 from scripts.markdown_table import table_head, table_row
 
@@ -131,7 +132,7 @@ def command(options: argparse.Namespace) -> None:
     from scripts.bench.evidence.question.measure import draw_scenes
 
     torch.set_num_threads(options.threads)
-    engines = [ChatEngine(*load_pretrained_model(path, device="cpu", qlip=True)) for path in options.model]
+    engines = [ChatEngine(*load_pretrained_model(path, device="cpu", qlip=STRUCTURE)) for path in options.model]
     trunk = engines[0].model.get_model()
     layers = [f"found by layer {layer}" for layer in range(len(find_layers(trunk)))]
     right = ["right if found", "these by CLIP's view", "right if not", "these by CLIP's view", "right"]

@@ -16,6 +16,7 @@ from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.flags import known_split
 from scripts.bench.evidence.answering.scene_sets import MIXED, MIXED_SETS
+from scripts.bench.evidence.answering.trees import STRUCTURE
 from scripts.bench.evidence.reading.trees import EXCHANGES, TREES
 from scripts.markdown_table import table_head
 
@@ -48,7 +49,7 @@ def command(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(options.threads)
     trees, exchanges = [table_head(COLUMNS)], [table_head(EXCHANGE_COLUMNS)]
-    engine = ChatEngine(*load_pretrained_model(options.model_path, device="cpu", qlip=True))
+    engine = ChatEngine(*load_pretrained_model(options.model_path, device="cpu", qlip=STRUCTURE))
     for name in options.sets:
         found = read_signs(engine, name, options.split, options.scenes)
         own = tree_rows(name, {way: found[way] for way in TREES})

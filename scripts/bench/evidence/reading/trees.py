@@ -21,9 +21,9 @@ class Tree:
     """Whether the sign's text is then split down to single cells, whatever the budget."""
 
 
-FULL, SPARSE = "QLIP as shipped, text split", "CLIP's grid, text split"
+FULL, SPARSE = "QLIP, structure, text split", "CLIP's grid, text split"
 TREES = {
-    "QLIP as shipped": Tree({}),
+    "QLIP, structure": Tree({}),
     FULL: Tree({}, splits_text=True),
     "by score": Tree(BY_SCORE),
     "by score, text split": Tree(BY_SCORE, splits_text=True),

@@ -11,7 +11,7 @@ from scripts.bench.evidence.answering.answer_log import AnswerLog
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.scene_sets import KINDS
 
-RIGHT = {"CLIP": "0000", "QLIP as shipped": "1000", "split cells kept, 0.0": "1110", "-0.4": "1100"}
+RIGHT = {"CLIP": "0000", "QLIP, structure": "1000", "split cells kept, 0.0": "1110", "-0.4": "1100"}
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ def fill(folder) -> int:
 
 
 def test_each_checkpoint_is_compared_with_itself_as_shipped(log, tmp_path):
-    answer(log, "one", "QLIP as shipped", "10")
-    answer(log, "other", "QLIP as shipped", "11")
+    answer(log, "one", "QLIP, structure", "10")
+    answer(log, "other", "QLIP, structure", "11")
     answer(log, "one", "-0.4, 0.0", "11")
     assert fill(tmp_path) == 0
     rows = [line.split("|")[1:-1] for line in (tmp_path / "page.md").read_text().splitlines() if "|" in line][2:]
@@ -51,9 +51,9 @@ def test_each_checkpoint_is_compared_with_itself_as_shipped(log, tmp_path):
 @pytest.mark.parametrize("missing", ["a set", "the shipped way"])
 def test_what_was_not_asked_is_named(log, tmp_path, capsys, missing):
     if missing == "a set":
-        answer(log, "one", "QLIP as shipped", "10", SETS[1:])
+        answer(log, "one", "QLIP, structure", "10", SETS[1:])
     else:
         answer(log, "one", "-0.4, 0.0", "10")
     assert fill(tmp_path) == 2
-    words = {"a set": "to 24 of 25 sets by", "the shipped way": "was not asked in the way 'QLIP as shipped'"}
+    words = {"a set": "to 24 of 25 sets by", "the shipped way": "was not asked in the way 'QLIP, structure'"}
     assert words[missing] in capsys.readouterr().err

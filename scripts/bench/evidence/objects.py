@@ -1,0 +1,126 @@
+"""Compares criterion "objects" with "structure": `python -m scripts.bench.evidence.objects --answers-files F`.
+
+`python -m scripts.bench.evidence.run --experiments objects` answers first. Fills the tables of docs/results/objects.md;
+`--drawing FILE` draws its picture, for which no answers are needed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from llava.command import OneLineParser, parse_and_run
+from llava.utils import demo_model_path
+from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.answering.answers import Answers, Cell, difference
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
+from scripts.bench.evidence.answering.flags import known_split
+from scripts.bench.evidence.answering.scene_sets import MIXED
+from scripts.bench.evidence.answering.variants import CLIP
+from scripts.bench.evidence.order import COLUMNS, compare_ways, find_shares
+from scripts.bench.evidence.pages.fill import fill_page
+from scripts.bench.evidence.pages.tables import interval
+from scripts.markdown_table import table_head, table_row
+
+if TYPE_CHECKING:
+    import argparse
+
+PAGE = Path("docs/results/objects.md")
+BEFORE, CHOSEN = "structure 5, alpha 0.8, budget 128", "objects 7, alpha 0.8, budget 128"
+"""The ways whose difference each set's row has."""
+DRAWN_SET, DRAWN = f"{MIXED}size 96-192", (8, 5, 11, 13, 1, 20)
+"""The set and its validation scenes that are drawn."""
+SIDE, GAP = 220, 6
+"""Side of a drawn scene and the space between two, in pixels."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    parser = OneLineParser(prog="objects", description='Compare criterion "objects" with "structure".')
+    parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
+    parser.add_argument("--split", type=known_split, default="validation", help="the split to take (%(default)s)")
+    parser.add_argument("--candidates", action="store_true", help="fill the table of all ways, means over the sets")
+    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
+    parser.add_argument("--drawing", type=Path, help="draw scenes cut in both ways into this file; reads no answers")
+    parser.add_argument("--mark", help='the table\'s mark in the page (default: such as "objects: validation")')
+    return parse_and_run(parser, command, argv)
+
+
+def command(options: argparse.Namespace) -> None:
+    """Fills the page's table of a split, or draws its picture."""
+    if options.drawing:
+        draw(options.drawing)
+        return
+    from llava.eval.sweep.grid import read_own_settings
+
+    answers = Answers(options.answers_files, options.split, read_own_settings(options.model_path))
+    mark = options.mark or f"objects: {options.split}{', candidates' if options.candidates else ''}"
+    fill_page(options.page, {mark: summarise(answers) if options.candidates else compare(answers)}, partly=True)
+    print(f"filled {options.page}, {mark}")
+
+
+def draw(path: Path) -> None:
+    """Draws some scenes in a row, cut by `BEFORE` above and by `CHOSEN` below."""
+    from PIL import Image
+
+    from qlip import QLIPConfig, draw_leaves
+    from qlip.cutting import ImageCutter
+    from scripts.bench.evidence.answering.sets import draw_scene
+
+    cutter, ways = ImageCutter(native_size=112), {way.name: way for way in EXPERIMENTS["objects"].ways}
+    sheet = Image.new("RGB", (len(DRAWN) * (SIDE + GAP) - GAP, 2 * SIDE + GAP), (255, 255, 255))
+    for column, index in enumerate(DRAWN):
+        picture, _ = draw_scene(DRAWN_SET, "validation", index)
+        for row, name in enumerate((BEFORE, CHOSEN)):
+            settings = ways[name].resolve(QLIPConfig())
+            if settings is not None:
+                cut = draw_leaves(picture, cutter.find_leaves(picture, settings)).resize((SIDE, SIDE))
+                sheet.paste(cut, (column * (SIDE + GAP), row * (SIDE + GAP)))
+    sheet.save(path, quality=85, optimize=True)
+    print(f"drew {path}")
+
+
+def compare(answers: Answers) -> str:
+    """Formats each set's accuracy by CLIP, by `BEFORE` and by `CHOSEN`."""
+    experiment = EXPERIMENTS["objects"]
+    ways = [CLIP, *(way for way in experiment.ways if way.name in (BEFORE, CHOSEN))]
+    return compare_ways(answers, ways, experiment.sets, "objects - structure")
+
+
+def summarise(answers: Answers) -> str:
+    """Formats the means over the sets by every way that was asked, and how much more is right than by `BEFORE`.
+
+    Raises:
+        ValueError: a way was asked about a part of the sets, or `BEFORE` not at all.
+    """
+    experiment = EXPERIMENTS["objects"]
+    asked: dict[str, list[Cell]] = {}
+    for way, row in zip(experiment.ways, answers.compare(experiment.ways, experiment.sets), strict=True):
+        cells = [cell for cell in row if cell]
+        if cells and len(cells) < len(row):
+            raise ValueError(f"there are no answers to {len(row) - len(cells)} of the sets by {way.name!r}")
+        if cells:
+            asked[way.name] = cells
+    if BEFORE not in asked:
+        raise ValueError(f"there are no answers by {BEFORE!r}, with which the others are compared")
+    lines = [table_head(["settings", "tokens", *COLUMNS, f"more than {BEFORE.partition(',')[0]}", "by checkpoint"])]
+    for name, cells in asked.items():
+        shares = [[share for cell in cells for share in find_shares([cell], kinds)] for kinds in COLUMNS.values()]
+        values = [f"{fmean(cell.tokens for cell in cells):.1f}", *(f"{fmean(own):.1f}" for own in shares)]
+        more = ["", ""]
+        if name != BEFORE:
+            models = sorted(entry["model"] for entry in cells[0].rows)
+            own = [[cell.of_checkpoint(model) for cell in cells] for model in models]
+            before = [[cell.of_checkpoint(model) for cell in asked[BEFORE]] for model in models]
+            each = [difference(*pair).mean for pair in zip(before, own, strict=True)]
+            more = [interval(difference(asked[BEFORE], cells)), " / ".join(f"{value:.1f}" for value in each)]
+        lines.append(table_row([name, *values, *more]))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
