@@ -183,7 +183,7 @@ def test_without_qlip_the_tower_is_clips(flags: list[str], answers: Path) -> Non
 
 
 def test_model_vqa_samples_by_default_and_repeats_itself(flags: list[str], answers: Path, tmp_path: Path) -> None:
-    hot = [*flags, "--temperature=1.5", "--max_new_tokens=12", "--limit=6"]
+    hot = [*flags, "--temperature=2", "--max_new_tokens=12", "--limit=6"]
     texts = []
     for name, more in (("a", ["--batch-size=3"]), ("b", []), ("c", ["--seed=1"])):
         assert model_vqa.main([*hot, *more, f"--answers-file={tmp_path / name}"]) == 0

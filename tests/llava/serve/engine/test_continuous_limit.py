@@ -33,7 +33,7 @@ def expected(pictures: list[Image.Image]) -> list[str]:
     return answers
 
 
-@pytest.mark.parametrize(("words", "growth", "limit"), [(30, 64, 880), (400, 64, 880), (30, 0, 525)])
+@pytest.mark.parametrize(("words", "growth", "limit"), [(30, 64, 880), (400, 64, 880), (30, 0, 510)])
 def test_one_long_request_among_short_ones(
     new_engine: NewEngine,
     hold: Hold,

@@ -75,7 +75,7 @@ def test_without_the_key_nothing_is_told(client: OpenAI) -> None:
         ({"extra_body": {"qlip": {"enabled": False, "alpha": 1}}}, "qlip", "not enabled, so it takes no alpha"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1, got 0"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "max_tokens is 5, but .* is 6"),
-        ({"max_tokens": 3000}, None, "44 text tokens, 79 positions of images and an answer of up to 3000 .* of 2048"),
+        ({"max_tokens": 3000}, None, "44 text tokens, 85 positions of images and an answer of up to 3000 .* of 2048"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream=true only"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "tool", "content": "3", "tool_call_id": "1"}]}, "messages[0].role", "'user'"),
