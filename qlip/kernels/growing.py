@@ -12,32 +12,27 @@ TILE = 16
 
 
 @compile_loop
-def grow(grown: np.ndarray, mask: np.ndarray, rounds: int) -> None:
-    """Raises pixels to their neighbours in sweeps down, up, to the right and to the left, at most to the mask.
+def grow_plane(level: np.ndarray, bound: np.ndarray, rounds: int, spare: np.ndarray) -> None:
+    """Raises pixels to their neighbours in sweeps down, up, to the right and to the left, at most to the bound.
 
     Args:
-        grown: float32 (planes, H, W), contiguous, nowhere above the mask; changed in place.
-        mask: float32 (planes, H, W), contiguous.
+        level: float32 (H, W), contiguous, nowhere above the bound; changed in place.
+        bound: float32 (H, W), contiguous.
         rounds: how often the largest of the four is taken.
+        spare: float32 (4, H * W), memory that is overwritten.
     """
-    planes, height, width = mask.shape
-    spare = np.empty((4, height * width), np.float32)
-    for plane in range(planes):
-        grow_plane(grown[plane], mask[plane], rounds, spare)
-
-
-@compile_loop
-def grow_plane(level: np.ndarray, bound: np.ndarray, rounds: int, spare: np.ndarray) -> None:
-    """Does the same with one plane (H, W); `spare` is memory of four."""
     height, width = bound.shape
     turned, turned_bound = spare[0].reshape((width, height)), spare[1].reshape((width, height))
-    down, right = spare[2].reshape((height, width)), spare[3].reshape((width, height))
+    upright, right = spare[2].reshape((height, width)), spare[3].reshape((width, height))
     _transpose(bound, turned_bound)
     for _ in range(rounds):
         _transpose(level, turned)
-        _sweep(level, bound, down)
+        _sweep(level, bound, upright)
         _sweep(turned, turned_bound, right)
-        _raise_to_transposed(level, turned)
+        _transpose(turned, upright)
+        for line in range(height):
+            for x in range(width):
+                level[line, x] = max(level[line, x], upright[line, x])
 
 
 @compile_loop
@@ -75,14 +70,3 @@ def _transpose(source: np.ndarray, target: np.ndarray) -> None:
             for x in range(left, min(left + TILE, width)):
                 for y in range(top, min(top + TILE, height)):
                     target[x, y] = source[y, x]
-
-
-@compile_loop
-def _raise_to_transposed(level: np.ndarray, turned: np.ndarray) -> None:
-    """Raises pixels to those of a transposed copy, square by square."""
-    height, width = level.shape
-    for top in range(0, height, TILE):
-        for left in range(0, width, TILE):
-            for y in range(top, min(top + TILE, height)):
-                for x in range(left, min(left + TILE, width)):
-                    level[y, x] = max(level[y, x], turned[x, y])

@@ -13,7 +13,6 @@ from functools import cache
 import numpy as np
 
 from qlip.kernels.compiling import Kernel, compile_loop
-from qlip.kernels.growing import grow
 from qlip.kernels.hats import find_cell_hats, find_object_hats
 from qlip.kernels.noise import find_medians
 from qlip.kernels.resizing import resize_image
@@ -22,7 +21,6 @@ __all__ = [
     "find_cell_hats",
     "find_medians",
     "find_object_hats",
-    "grow",
     "resample",
     "resize_image",
     "summarise_gradient",

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from qlip.kernels import find_loops
-
 ROUNDS = 1
 """Rounds of sweeps in all directions. One reaches what lies straight ahead or within 45 degrees of it; each more, what
 is around one more corner, which answered no better (docs/results/objects.md)."""
@@ -30,11 +28,6 @@ def reconstruct(marker: np.ndarray, mask: np.ndarray, rounds: int = ROUNDS) -> n
     Returns:
         float (planes, H, W), between the two.
     """
-    loops = find_loops(mask)
-    if loops and not np.isnan(mask.max()):  # whose minima and maxima differ from numpy's
-        grown = np.array(marker, order="C")
-        loops.grow(grown, np.ascontiguousarray(mask), rounds)
-        return grown
     turned = mask.swapaxes(1, 2)
     for _ in range(rounds):
         marker = np.maximum(_sweep(marker, mask), _sweep(marker.swapaxes(1, 2), turned).swapaxes(1, 2))

@@ -78,21 +78,21 @@ def _find_object_hats(
     image: np.ndarray, patch_size: int, size: int, floors: Sequence[np.ndarray | None]
 ) -> Iterable[np.ndarray]:
     """Computes as `_find_cell_hats`, with opening and closing by reconstruction."""
-    loops = find_loops(image) if size <= COMPILED_WINDOW and np.isfinite(image.max() - image.min()) else None
+    loops = find_loops(image) if size <= COMPILED_WINDOW else None
+    if loops and not np.isfinite(image.max() - image.min()):  # minima and maxima then differ from numpy's
+        loops = None
     for floor in floors:
-        image = halve(image)
+        image, floor = halve(image), np.zeros(len(image), image.dtype) if floor is None else floor
         rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size
         if not rows * cols:
             yield empty(image, rows, cols)
             continue
         if loops:
-            given = np.zeros(len(image), np.float32) if floor is None else floor
-            yield loops.find_object_hats(image, patch_size, size, given, ROUNDS)
+            yield loops.find_object_hats(image, patch_size, size, floor, ROUNDS)
             continue
         planes = np.concatenate([image, -image])
         hats = np.subtract(planes, reconstruct(_open_planes(image, size), planes), out=planes)
-        if floor is not None:
-            hats -= np.tile(floor, 2)[:, None, None]
+        hats -= np.tile(floor, 2)[:, None, None]
         highest = hats.max(0)[: rows * patch_size, : cols * patch_size].clip(0)
         yield cell_max(in_cells(highest, patch_size))
 

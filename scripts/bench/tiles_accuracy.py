@@ -18,7 +18,7 @@ from llava.utils import device_flag
 from playground.presets import NAMED_PRESETS, TILED, SceneSpec
 from playground.schedules import shipped_path
 from qlip import QLIPConfig
-from scripts.bench.evidence.answering.trees import BY_SCORE, STRUCTURE
+from scripts.bench.evidence.answering.trees import STRUCTURE_BY_SCORE
 
 if TYPE_CHECKING:
     from playground.examination import Score
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def _tree(**settings: Any) -> QLIPConfig:
     """Builds QLIP's settings with the criterion and the order of splits in which the tables were measured."""
-    return QLIPConfig(**{**STRUCTURE, **BY_SCORE, **settings})
+    return QLIPConfig(**{**STRUCTURE_BY_SCORE, **settings})
 
 
 RANDOM: dict[str, Any] = {"criterion": "random", "alpha": 0.0}

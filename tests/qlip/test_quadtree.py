@@ -23,7 +23,9 @@ ODD_GRIDS = ((7, 13), (9, 20))
 """Cut with every criterion."""
 CASES = [
     *itertools.product(ODD_GRIDS, LAYOUTS, CRITERIA),
-    *itertools.product((grid for grid in GRIDS if grid not in ODD_GRIDS), LAYOUTS, ("gradient", "objects")),
+    *itertools.product(
+        (grid for grid in GRIDS if grid not in ODD_GRIDS), LAYOUTS, ("gradient", "structure", "objects")
+    ),
 ]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, parse_and_run
@@ -20,10 +19,10 @@ from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.flags import known_split
 from scripts.bench.evidence.answering.scene_sets import MIXED
 from scripts.bench.evidence.answering.variants import CLIP
-from scripts.bench.evidence.order import COLUMNS, compare_ways, find_shares
+from scripts.bench.evidence.order import COLUMNS, average, compare_ways
 from scripts.bench.evidence.pages.fill import fill_page
 from scripts.bench.evidence.pages.tables import interval
-from scripts.markdown_table import table_head, table_row
+from scripts.markdown_table import join_values, table_head, table_row
 
 if TYPE_CHECKING:
     import argparse
@@ -109,16 +108,14 @@ def summarise(answers: Answers) -> str:
         raise ValueError(f"there are no answers by {BEFORE!r}, with which the others are compared")
     lines = [table_head(["settings", "tokens", *COLUMNS, f"more than {BEFORE.partition(',')[0]}", "by checkpoint"])]
     for name, cells in asked.items():
-        shares = [[share for cell in cells for share in find_shares([cell], kinds)] for kinds in COLUMNS.values()]
-        values = [f"{fmean(cell.tokens for cell in cells):.1f}", *(f"{fmean(own):.1f}" for own in shares)]
         more = ["", ""]
         if name != BEFORE:
             models = sorted(entry["model"] for entry in cells[0].rows)
             own = [[cell.of_checkpoint(model) for cell in cells] for model in models]
             before = [[cell.of_checkpoint(model) for cell in asked[BEFORE]] for model in models]
             each = [difference(*pair).mean for pair in zip(before, own, strict=True)]
-            more = [interval(difference(asked[BEFORE], cells)), " / ".join(f"{value:.1f}" for value in each)]
-        lines.append(table_row([name, *values, *more]))
+            more = [interval(difference(asked[BEFORE], cells)), join_values(each)]
+        lines.append(table_row([name, *average(cells), *more]))
     return "\n".join(lines)
 
 

@@ -109,10 +109,14 @@ def summarise(answers: Answers) -> str:
         cells = [cell for cell in row if cell]
         if len(cells) < len(row):
             raise ValueError(f"there are no answers to {len(row) - len(cells)} of the sets by {way.name!r}")
-        shares = [[share for cell in cells for share in find_shares([cell], kinds)] for kinds in COLUMNS.values()]
-        tokens = f"{fmean(cell.tokens for cell in cells):.1f}"
-        lines.append(table_row([way.name, tokens, *(f"{fmean(own):.1f}" if own else "" for own in shares)]))
+        lines.append(table_row([way.name, *average(cells)]))
     return "\n".join(lines)
+
+
+def average(cells: Sequence[Cell]) -> list[str]:
+    """Formats the mean number of tokens over sets, and the mean accuracy of each of `COLUMNS`."""
+    shares = [[share for cell in cells for share in find_shares([cell], kinds)] for kinds in COLUMNS.values()]
+    return [f"{fmean(cell.tokens for cell in cells):.1f}", *(f"{fmean(own):.1f}" if own else "" for own in shares)]
 
 
 def find_shares(cells: Sequence[Cell], kinds: Sequence[str]) -> list[float]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from qlip import QLIPConfig, partition
 from qlip.cutting import ImageCutter
-from qlip.scores.criteria import score_pyramid
+from qlip.scores.criteria import WINDOWED, score_pyramid
 from qlip.scores.noise import estimate_noise
 
 FLOOR = {"max_tokens": None, "native_grid": 8, "geometry": "native", "noise_floor": True}
@@ -46,13 +46,15 @@ def test_an_image_and_its_pixels_are_equally_noisy(shape):
     torch.testing.assert_close(estimate_noise(Image.fromarray(levels)), estimate_noise(pixels), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("criterion", WINDOWED)
 @pytest.mark.parametrize("strength", [5, 10, 20, 40, 80])
-def test_noise_alone_splits_nothing(strength):
-    assert len(partition(noisy(strength / 255 / 0.27), **FLOOR)) == 64
+def test_noise_alone_splits_nothing(strength, criterion):
+    assert len(partition(noisy(strength / 255 / 0.27), **FLOOR, criterion=criterion)) == 64
 
 
 @pytest.mark.parametrize(
-    ("criterion", "strength"), [("structure", 20), ("structure", 40), ("objects", 40), ("objects", 80)]
+    ("criterion", "strength"),
+    [*(("structure", strength) for strength in (20, 40, 80)), ("objects", 40), ("objects", 80)],
 )
 def test_without_the_floor_strong_noise_splits(criterion, strength):
     rule = FLOOR | {"noise_floor": False, "criterion": criterion}

@@ -74,3 +74,9 @@ def test_turned_and_mirrored_images_grow_turned_and_mirrored(name, photograph):
     for change in (np.fliplr, np.flipud, lambda image: image.T, lambda image: np.rot90(image, 1)):
         changed = [np.stack([change(plane) for plane in planes]) for planes in (marker, mask, grown)]
         assert np.array_equal(reconstruct(changed[0], changed[1]), changed[2])
+
+
+def test_views_of_any_strides_grow_alike():
+    marker, mask = draw_planes(0, 3, 30, 40, levels=30)
+    turned = [np.ascontiguousarray(planes.transpose(2, 1, 0)).transpose(2, 1, 0) for planes in (marker, mask)]
+    assert np.array_equal(reconstruct(*turned), reconstruct(marker, mask))

@@ -107,7 +107,12 @@ def _options() -> list[Variant]:
 
 
 def _by_score(*ways: Variant) -> list[Variant]:
-    return [replace(way, settings={**BY_SCORE, **(way.settings or {})}) for way in ways]
+    return _lay_over(BY_SCORE, ways)
+
+
+def _lay_over(settings: Mapping[str, object], ways: Sequence[Variant]) -> list[Variant]:
+    """Lays the settings of each way over others; CLIP's has none."""
+    return [way if way.settings is None else replace(way, settings={**settings, **way.settings}) for way in ways]
 
 
 def _losses() -> list[Variant]:
@@ -204,7 +209,7 @@ def _order() -> list[Variant]:
 
 def _objects() -> list[Variant]:
     """Lists windows of criterion "objects", and what was shipped before, to compare."""
-    before = {"criterion": "structure", "structure_size": 5, "alpha": 0.8, "max_tokens": 128}
+    before = {**STRUCTURE, "alpha": 0.8, "max_tokens": 128}
     ways = [CLIP, Variant("structure 5, alpha 0.8, budget 128", before)]
     for size in (5, 7):
         window = {"criterion": "objects", "structure_size": size, "alpha": 0.8}
@@ -244,17 +249,9 @@ MEASURED = {
 """Measured while the criterion of `BEFORE` was shipped."""
 
 
-def _by_structure(experiment: Experiment) -> Experiment:
-    """Lays an experiment's settings over those of `BEFORE`."""
-    ways = [
-        way if way.settings is None else replace(way, settings={**STRUCTURE, **way.settings}) for way in experiment.ways
-    ]
-    return replace(experiment, ways=ways)
-
-
 EXPERIMENTS = MappingProxyType(
     {
-        **{name: _by_structure(experiment) for name, experiment in MEASURED.items()},
+        **{name: replace(each, ways=_lay_over(STRUCTURE, each.ways)) for name, each in MEASURED.items()},
         "sizes": Experiment([CLIP, SHIPPED, BEFORE], (*BY_SIZE, "noise 40")),
         "objects": Experiment(_objects(), MIXED_SETS),
         "page": Experiment(_page(), (DETAIL_SET,)),

@@ -18,6 +18,7 @@ STRUCTURE: Mapping[str, Any] = {"criterion": "structure", "structure_size": 5}
 """The criterion that was the default until 30 November 2026, in which most tables were measured; see "objects"."""
 BY_SCORE: Mapping[str, Any] = {"split_order": "score"}
 """The order of splits before it was "side", in which the tables were measured where a budget binds; see "order"."""
+STRUCTURE_BY_SCORE: Mapping[str, Any] = {**STRUCTURE, **BY_SCORE}
 PAPER: Mapping[str, object] = {
     name: qlip.config.PAPER[name] for name in ("criterion", "coarsest", "geometry", "leaf_position", "llm_size_bias")
 }

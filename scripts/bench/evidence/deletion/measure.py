@@ -24,7 +24,7 @@ from llava.serve.engine.explain import tokenize_answer
 from qlip.tools.intervals import mean_interval
 from scripts.bench.evidence.answering.scene_sets import series_of
 from scripts.bench.evidence.answering.sets import draw_set
-from scripts.bench.evidence.answering.trees import BY_SCORE, STRUCTURE
+from scripts.bench.evidence.answering.trees import STRUCTURE_BY_SCORE
 from scripts.markdown_table import table_head, table_row
 
 RANDOM = ("random", "random again")
@@ -49,7 +49,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         for model, path in options.model:
             keys = [(model, options.split, name, scene, options.share) for scene in range(options.scenes)]
             if any(key not in done for key in keys):
-                engine = ChatEngine(*load_pretrained_model(path, device="cpu", qlip={**STRUCTURE, **BY_SCORE}))
+                engine = ChatEngine(*load_pretrained_model(path, device="cpu", qlip=STRUCTURE_BY_SCORE))
                 for key, picture, questions in zip(keys, drawn.pictures, drawn.questions, strict=True):
                     if key not in done:
                         rng = np.random.default_rng((series_of(options.split), key[3], 4))

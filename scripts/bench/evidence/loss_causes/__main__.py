@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.scene_sets import MEASURES, SET_NAMES, SPLITS
-from scripts.bench.evidence.answering.trees import BY_SCORE, STRUCTURE
+from scripts.bench.evidence.answering.trees import STRUCTURE_BY_SCORE
 from scripts.markdown_table import table_head, table_row
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def command(options: argparse.Namespace) -> None:
     from scripts.bench.evidence.pages.fill import fill_page
 
     torch.set_num_threads(options.threads)
-    settings = {**STRUCTURE, **BY_SCORE}
-    engines = [ChatEngine(*load_pretrained_model(path, device="cpu", qlip=settings)) for path in options.model_path]
+    loaded = [load_pretrained_model(path, device="cpu", qlip=STRUCTURE_BY_SCORE) for path in options.model_path]
+    engines = [ChatEngine(*model) for model in loaded]
     lines = [head(several=len(engines) > 1)]
     for name in options.sets:
         questions = draw_set(name, options.split, options.scenes)
