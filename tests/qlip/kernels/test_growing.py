@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlip.kernels.growing import grow_plane
 from qlip.scores import structure
 from qlip.scores.reconstruction import reconstruct
 from tests.qlip.kernels.images import noise
 from tests.qlip.scores.test_reconstruction import draw_planes
+
+
+@pytest.fixture(scope="module")
+def growing(loops: ModuleType) -> ModuleType:
+    """Imported once the loops are on: a module that is imported before them is not compiled."""
+    return importlib.import_module("qlip.kernels.growing")
 
 
 @settings(max_examples=40)
@@ -22,11 +30,11 @@ from tests.qlip.scores.test_reconstruction import draw_planes
     width=st.integers(1, 50),
     rounds=st.integers(0, 3),
 )
-def test_planes_grow_as_by_numpy(loops, seed, planes, height, width, rounds):
+def test_planes_grow_as_by_numpy(growing, seed, planes, height, width, rounds):
     marker, mask = draw_planes(seed, planes, height, width, levels=30)
     expected, spare = reconstruct(marker, mask, rounds), np.empty((4, height * width), np.float32)
     for level, bound in zip(marker, mask, strict=True):
-        grow_plane(level, bound, rounds, spare)
+        growing.grow_plane(level, bound, rounds, spare)
     assert np.array_equal(marker, expected)
 
 
