@@ -22,8 +22,8 @@ parse = cache(ast.parse)  # each file once
 # modules of its own layer. "name.*" means every module in a package; a module is in the first layer that matches it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.kernels.compiling",),
-    ("qlip.kernels.resizing", "qlip.kernels.noise", "qlip.kernels.growing"),
-    ("qlip.kernels.hats",),
+    ("qlip.kernels.resizing", "qlip.kernels.noise", "qlip.kernels.growing", "qlip.kernels.windows"),
+    ("qlip.kernels.hats", "qlip.kernels.objects"),
     ("qlip.kernels.loops",),
     (
         "qlip.kernels",

@@ -2,71 +2,74 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from qlip.kernels.compiling import compile_loop
 
-TILE = 16
-"""Side of the squares that are transposed at once, so that they stay in a core's cache: a float32 cache line."""
+TILE = 8
+"""Side of the squares that are transposed at once, so that they stay in a core's registers and cache."""
 
 
 @compile_loop
-def grow_plane(level: np.ndarray, bound: np.ndarray, rounds: int, spare: np.ndarray) -> None:
+def grow_plane(
+    level: np.ndarray, bound: np.ndarray, turned_bound: np.ndarray, rounds: int, turned: np.ndarray, spare: np.ndarray
+) -> None:
     """Raises pixels to their neighbours in sweeps down, up, to the right and to the left, at most to the bound.
 
+    All arrays are float32 and contiguous.
+
     Args:
-        level: float32 (H, W), contiguous, nowhere above the bound; changed in place.
-        bound: float32 (H, W), contiguous.
+        level: (H, W), nowhere above the bound; changed in place.
+        bound: (H, W).
+        turned_bound: (W, H), the bound transposed.
         rounds: how often the largest of the four is taken.
-        spare: float32 (4, H * W), memory that is overwritten.
+        turned: (W, H), memory that is overwritten.
+        spare: (H, W), memory that is overwritten.
     """
     height, width = bound.shape
-    turned, turned_bound = spare[0].reshape((width, height)), spare[1].reshape((width, height))
-    upright, right = spare[2].reshape((height, width)), spare[3].reshape((width, height))
-    _transpose(bound, turned_bound)
     for _ in range(rounds):
-        _transpose(level, turned)
-        _sweep(level, bound, upright)
-        _sweep(turned, turned_bound, right)
-        _transpose(turned, upright)
+        transpose(level, turned)
+        _sweep(level, bound, spare)
+        _sweep(turned, turned_bound, spare.reshape((width, height)))
+        transpose(turned, spare)
         for line in range(height):
             for x in range(width):
-                level[line, x] = max(level[line, x], upright[line, x])
+                level[line, x] = max(level[line, x], spare[line, x])
 
 
 @compile_loop
-def _sweep(level: np.ndarray, bound: np.ndarray, down: np.ndarray) -> None:
+def _sweep(level: np.ndarray, bound: np.ndarray, spare: np.ndarray) -> None:
     """Raises each line to the one before it, down and, in another copy, up; the level becomes the larger of both."""
     lines, length = level.shape
+    # Each line between two pixels of -infinity.
     before, after = np.full(length + 2, -np.inf, np.float32), np.full(length + 2, -np.inf, np.float32)
     for line in range(lines):
-        _raise_line(level[line], bound[line], before, after, length)
+        own, limit, down = level[line], bound[line], spare[line]
         for x in range(length):
-            down[line, x] = after[x + 1]
+            near = max(max(before[x], before[x + 2]), before[x + 1])
+            after[x + 1] = down[x] = min(max(own[x], near), limit[x])
         before, after = after, before
     before[:] = -np.inf
     for line in range(lines - 1, -1, -1):
-        _raise_line(level[line], bound[line], before, after, length)
+        own, limit, down = level[line], bound[line], spare[line]
         for x in range(length):
-            level[line, x] = max(after[x + 1], down[line, x])
+            near = max(max(before[x], before[x + 2]), before[x + 1])
+            after[x + 1] = raised = min(max(own[x], near), limit[x])
+            own[x] = max(raised, down[x])
         before, after = after, before
 
 
-@numba.njit(inline="always")
-def _raise_line(line, bound, before, after, length):  # type: ignore[no-untyped-def]
-    """Raises a line to its neighbours in the line before it; both are kept between two pixels of -infinity."""
-    for x in range(length):
-        above = max(max(before[x], before[x + 2]), before[x + 1])
-        after[x + 1] = min(max(line[x], above), bound[x])
-
-
 @compile_loop
-def _transpose(source: np.ndarray, target: np.ndarray) -> None:
-    """Copies rows to columns, square by square."""
+def transpose(source: np.ndarray, target: np.ndarray) -> None:
+    """Copies rows to columns: (H, W) -> (W, H), square by square."""
     height, width = source.shape
     for top in range(0, height, TILE):
         for left in range(0, width, TILE):
-            for x in range(left, min(left + TILE, width)):
+            if top + TILE <= height and left + TILE <= width:  # loops of a fixed length, which are unrolled
+                for y in range(TILE):
+                    for x in range(TILE):
+                        target[left + x, top + y] = source[top + y, left + x]
+            else:
                 for y in range(top, min(top + TILE, height)):
-                    target[x, y] = source[y, x]
+                    for x in range(left, min(left + TILE, width)):
+                        target[x, y] = source[y, x]

@@ -13,8 +13,9 @@ from functools import cache
 import numpy as np
 
 from qlip.kernels.compiling import Kernel, compile_loop
-from qlip.kernels.hats import find_cell_hats, find_object_hats
+from qlip.kernels.hats import find_cell_hats
 from qlip.kernels.noise import find_medians
+from qlip.kernels.objects import find_object_hats
 from qlip.kernels.resizing import resize_image
 
 __all__ = [

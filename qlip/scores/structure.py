@@ -50,8 +50,8 @@ def structure_scores(
     cells[...] = 0
     scores = [cells]
     floors = [None if noise is None else noise * (NOISE_HEIGHT / 2**level) for level in range(1, levels + 1)]
-    find = _find_object_hats if objects else _find_cell_hats
-    for level, own in enumerate(find(image, patch_size, size, floors), start=1):
+    hats = _find_cell_hats(image, patch_size, size, floors, objects=objects)
+    for level, own in enumerate(hats, start=1):
         if noise is not None:  # a mask, since reading the number would synchronise with the GPU
             own = xp.where(noise.max() / 2 ** (level - 1) > MAX_NOISE, xp.zeros_like(own), own)
         score = largest(*quarters(scores[-1]))
@@ -60,41 +60,43 @@ def structure_scores(
     return scores[1:]
 
 
-def _find_cell_hats(image: Array, patch_size: int, size: int, floors: Sequence[Array | None]) -> Iterable[Array]:
+def _find_cell_hats(
+    image: Array, patch_size: int, size: int, floors: Sequence[Array | None], *, objects: bool
+) -> Iterable[Array]:
     """Computes the largest hat in each whole cell of the image halved once, twice, ...: (rows, cols) for each floor."""
     loops = find_loops(image) if size <= COMPILED_WINDOW else None
     if loops:
         given = [np.zeros(len(image), np.float32) if floor is None else floor for floor in floors]
-        hats = loops.find_cell_hats(np.ascontiguousarray(image), patch_size, size, given)
+        pixels = np.ascontiguousarray(image)
+        if objects:
+            hats = loops.find_object_hats(pixels, patch_size, size, given, ROUNDS)
+        else:
+            hats = loops.find_cell_hats(pixels, patch_size, size, given)
         if hats is not None:
             yield from hats
             return
     for floor in floors:
         image = halve(image)
-        yield _cell_hats(image, patch_size, size, floor)
+        yield (_object_hats if objects else _cell_hats)(image, patch_size, size, floor)
 
 
-def _find_object_hats(
-    image: np.ndarray, patch_size: int, size: int, floors: Sequence[np.ndarray | None]
-) -> Iterable[np.ndarray]:
-    """Computes as `_find_cell_hats`, with opening and closing by reconstruction."""
-    loops = find_loops(image) if size <= COMPILED_WINDOW else None
-    if loops and not np.isfinite(image.max() - image.min()):  # minima and maxima then differ from numpy's
-        loops = None
-    for floor in floors:
-        image, floor = halve(image), np.zeros(len(image), image.dtype) if floor is None else floor
-        rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size
-        if not rows * cols:
-            yield empty(image, rows, cols)
-            continue
-        if loops:
-            yield loops.find_object_hats(image, patch_size, size, floor, ROUNDS)
-            continue
-        planes = np.concatenate([image, -image])
-        hats = np.subtract(planes, reconstruct(_open_planes(image, size), planes), out=planes)
-        hats -= np.tile(floor, 2)[:, None, None]
-        highest = hats.max(0)[: rows * patch_size, : cols * patch_size].clip(0)
-        yield cell_max(in_cells(highest, patch_size))
+def _object_hats(image: np.ndarray, patch_size: int, size: int, floor: np.ndarray | None) -> np.ndarray:
+    """Computes as `_cell_hats`, with opening and closing by reconstruction."""
+    rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size
+    if not rows * cols:
+        return empty(image, rows, cols)
+    planes, opened = np.concatenate([image, -image]), _open_planes(image, size)
+    kept = reconstruct(opened, planes, out=opened)
+    own = empty(image, rows, cols)
+    step = _band_of(image, patch_size)
+    for top in range(0, rows, step):
+        bottom = min(rows, top + step)
+        lines = slice(top * patch_size, bottom * patch_size)
+        hats = planes[:, lines] - kept[:, lines]
+        if floor is not None:
+            hats -= np.tile(floor, 2)[:, None, None]
+        own[top:bottom] = cell_max(in_cells(hats.max(0)[:, : cols * patch_size].clip(0), patch_size))
+    return own
 
 
 def _open_planes(image: np.ndarray, size: int) -> np.ndarray:
