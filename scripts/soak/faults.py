@@ -208,7 +208,7 @@ class Soak(Client):
         unexpected: list[str] = []
 
         async def one(number: int) -> int:
-            request = {**self.long_request(), "max_new_tokens": 128}
+            request = {**self.long_request(), "max_new_tokens": self.scale.longest}
             reply = await self.http.post(f"{self.controller.url}{hostile.LLAVA}", json=request)
             if reply.status_code == 429 and not reply.headers.get("Retry-After", "").isdigit():
                 return 0

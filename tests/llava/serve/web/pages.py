@@ -17,7 +17,8 @@ from llava.serve.web.launch import serve
 from llava.serve.web.page import PageText, build_page
 from tests.llava.serve.programs import free_port
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "chromium-browser"))), None)
+"""The browser: where it is packaged without windows, that one, which takes a sixth less time."""
 FLAGS = [
     "--headless=new",
     "--no-sandbox",
