@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 PAGE = Path("docs/results/objects.md")
 BEFORE, CHOSEN = "structure 5, alpha 0.8, budget 128", "objects 7, alpha 0.8, budget 128"
 """The ways whose difference each set's row has."""
+TABLES = {"sets": None, "candidates": BEFORE, "attention": CHOSEN}
+"""Tables: set by set; and means over the sets of other ways, with the one whose answers theirs are compared with: of
+the candidates for the default, and of what attention can do besides."""
 DRAWN_SET, DRAWN = f"{MIXED}size 96-192", (8, 5, 11, 13, 1, 20)
 """The set and its validation scenes that are drawn."""
 SIDE, GAP = 220, 6
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="objects", description='Compare criterion "objects" with "structure".')
     parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
     parser.add_argument("--split", type=known_split, default="validation", help="the split to take (%(default)s)")
-    parser.add_argument("--candidates", action="store_true", help="fill the table of all ways, means over the sets")
+    parser.add_argument("--table", choices=TABLES, default="sets", help="the table to fill (%(default)s)")
     parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
     parser.add_argument("--drawing", type=Path, help="draw scenes cut in both ways into this file; reads no answers")
@@ -57,8 +60,9 @@ def command(options: argparse.Namespace) -> None:
     from llava.eval.sweep.grid import read_own_settings
 
     answers = Answers(options.answers_files, options.split, read_own_settings(options.model_path))
-    mark = options.mark or f"objects: {options.split}{', candidates' if options.candidates else ''}"
-    fill_page(options.page, {mark: summarise(answers) if options.candidates else compare(answers)}, partly=True)
+    before = TABLES[options.table]
+    mark = options.mark or f"objects: {options.split}{f', {options.table}' if before else ''}"
+    fill_page(options.page, {mark: summarise(answers, before) if before else compare(answers)}, partly=True)
     print(f"filled {options.page}, {mark}")
 
 
@@ -90,31 +94,38 @@ def compare(answers: Answers) -> str:
     return compare_ways(answers, ways, experiment.sets, "objects - structure")
 
 
-def summarise(answers: Answers) -> str:
-    """Formats the means over the sets by every way that was asked, and how much more is right than by `BEFORE`.
+def summarise(answers: Answers, compared: str) -> str:
+    """Formats the means over the sets by each way of a table that was asked, and how much more is right than by one.
+
+    Args:
+        answers: of a split.
+        compared: the way that the table's others are compared with, see `TABLES`.
 
     Raises:
-        ValueError: a way was asked about a part of the sets, or `BEFORE` not at all.
+        ValueError: a way was asked about a part of the sets, or the one to compare with not at all.
     """
     experiment = EXPERIMENTS["objects"]
+    names = [way.name for way in experiment.ways]
+    first, end = (names.index(CHOSEN), None) if compared == CHOSEN else (0, names.index(CHOSEN) + 1)
+    ways = experiment.ways[first:end]
     asked: dict[str, list[Cell]] = {}
-    for way, row in zip(experiment.ways, answers.compare(experiment.ways, experiment.sets), strict=True):
+    for way, row in zip(ways, answers.compare(ways, experiment.sets), strict=True):
         cells = [cell for cell in row if cell]
         if cells and len(cells) < len(row):
             raise ValueError(f"there are no answers to {len(row) - len(cells)} of the sets by {way.name!r}")
         if cells:
             asked[way.name] = cells
-    if BEFORE not in asked:
-        raise ValueError(f"there are no answers by {BEFORE!r}, with which the others are compared")
-    lines = [table_head(["settings", "tokens", *COLUMNS, f"more than {BEFORE.partition(',')[0]}", "by checkpoint"])]
+    if compared not in asked:
+        raise ValueError(f"there are no answers by {compared!r}, with which the others are compared")
+    lines = [table_head(["settings", "tokens", *COLUMNS, f"more than {compared.partition(',')[0]}", "by checkpoint"])]
     for name, cells in asked.items():
         more = ["", ""]
-        if name != BEFORE:
+        if name != compared:
             models = sorted(entry["model"] for entry in cells[0].rows)
             own = [[cell.of_checkpoint(model) for cell in cells] for model in models]
-            before = [[cell.of_checkpoint(model) for cell in asked[BEFORE]] for model in models]
+            before = [[cell.of_checkpoint(model) for cell in asked[compared]] for model in models]
             each = [difference(*pair).mean for pair in zip(before, own, strict=True)]
-            more = [interval(difference(asked[BEFORE], cells)), join_values(each)]
+            more = [interval(difference(asked[compared], cells)), join_values(each)]
         lines.append(table_row([name, *average(cells), *more]))
     return "\n".join(lines)
 

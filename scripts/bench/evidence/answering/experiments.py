@@ -208,12 +208,19 @@ def _order() -> list[Variant]:
 
 
 def _objects() -> list[Variant]:
-    """Lists windows of criterion "objects", and what was shipped before, to compare."""
+    """Lists windows of criterion "objects", what was shipped before, and what attention can do besides, to compare."""
     before = {**STRUCTURE, "alpha": 0.8, "max_tokens": 128}
     ways = [CLIP, Variant("structure 5, alpha 0.8, budget 128", before)]
     for size in (5, 7):
         window = {"criterion": "objects", "structure_size": size, "alpha": 0.8}
         ways.append(Variant(f"objects {size}, alpha 0.8, budget 128", {**window, "max_tokens": 128}))
+    chosen, tower = dict(ways[-1].settings), {"size_bias": -0.4, "llm_size_bias": 0.0}
+    for name, change in {
+        "size_bias -0.4, llm_size_bias 0": tower,
+        "split cells kept": {"keep_split_cells": True},
+        "split cells kept, size_bias -0.4, llm_size_bias 0": {"keep_split_cells": True, **tower},
+    }.items():
+        ways.append(Variant(f"objects 7, {name}", {**chosen, **change}))
     return ways
 
 

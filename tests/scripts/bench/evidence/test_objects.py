@@ -13,12 +13,13 @@ from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.scene_sets import KINDS
 
 SETS = EXPERIMENTS["objects"].sets
-RIGHT = {"CLIP": "0000", objects.BEFORE: "1000", objects.CHOSEN: "1110"}
+COMPARED, KEPT = ("CLIP", objects.BEFORE, objects.CHOSEN), "objects 7, split cells kept"
+RIGHT = {"CLIP": "0000", objects.BEFORE: "1000", objects.CHOSEN: "1110", KEPT: "1100"}
 
 
 @pytest.fixture
 def page(tmp_path):
-    marks = ("objects: validation", "objects: validation, candidates")
+    marks = ("objects: validation", "objects: validation, candidates", "objects: validation, attention")
     (tmp_path / "page.md").write_text("".join(f"<!-- {mark} -->\n<!-- end {mark} -->\n" for mark in marks))
     return tmp_path / "page.md"
 
@@ -39,8 +40,8 @@ def fill(page, *flags) -> int:
 
 
 def test_each_set_and_each_way_have_their_row(page):
-    answer(page.parent, RIGHT)
-    assert fill(page) == fill(page, "--candidates") == 0
+    answer(page.parent, COMPARED)
+    assert fill(page) == fill(page, "--table", "candidates") == 0
     lines = page.read_text().splitlines()
     shown = "0.0 / 25.0 / 75.0"
     assert f"| mean |  | {shown} | {shown} | {shown} | {shown} | **50.0** | 50.0 |" in lines
@@ -51,9 +52,17 @@ def test_each_set_and_each_way_have_their_row(page):
     assert not any(line.startswith("| objects 5") for line in lines)  # was not asked
 
 
+def test_what_attention_can_do_besides_is_compared_with_the_chosen_settings(page):
+    answer(page.parent, RIGHT)
+    assert fill(page, "--table", "attention") == 0
+    chosen, other = (line for line in page.read_text().splitlines() if line.startswith("| objects"))
+    assert chosen == f"| {objects.CHOSEN} | 67.0 | 75.0 | 75.0 | 75.0 | 75.0 |  |  |"
+    assert other.startswith(f"| {KEPT} | 67.0 | 50.0 | 50.0 | 50.0 | 50.0 | **-25.0** [")
+
+
 def test_what_was_not_asked_is_named(page, capsys):
-    answer(page.parent, RIGHT, SETS[1:])
-    assert fill(page) == fill(page, "--candidates") == 2
+    answer(page.parent, COMPARED, SETS[1:])
+    assert fill(page) == fill(page, "--table", "candidates") == 2
     assert "there are no answers to 1 of the sets by 'CLIP'" in capsys.readouterr().err
 
 
