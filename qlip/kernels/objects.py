@@ -17,15 +17,7 @@ def find_object_hats(
 ) -> list[np.ndarray] | None:
     """Computes as `qlip.kernels.hats.find_cell_hats`, with opening and closing by reconstruction.
 
-    Args:
-        image: float32 (C, H, W), contiguous.
-        patch_size: side of a cell in pixels.
-        size: side of the window in pixels.
-        floors: (C,) of each level from 1.
-        rounds: of sweeps, see `qlip.kernels.growing`.
-
-    Returns:
-        (rows, cols) of each level; None if a pixel is not finite, since minima then differ from numpy's.
+    The arguments and what is returned are that function's, and `rounds` of sweeps (`qlip.kernels.growing`).
     """
     hats = []
     memory = np.empty(6 * (image.shape[1] // 2) * (image.shape[2] // 2), np.float32)
