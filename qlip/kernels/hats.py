@@ -9,17 +9,7 @@ import numba
 import numpy as np
 
 from qlip.kernels.compiling import Kernel, compile_loop
-from qlip.kernels.windows import (
-    BAND,
-    find_extremes,
-    halve_lines,
-    larger,
-    read_band,
-    read_line,
-    slide_along,
-    slide_down,
-    smaller,
-)
+from qlip.kernels.windows import BAND, halve_lines, open_across, read_band, read_line
 
 
 def find_cell_hats(
@@ -87,11 +77,7 @@ def _make_hats(size: int) -> Kernel:
                 for line in range((top * patch_size + 1) // 2, min(((top + count) * patch_size + 1) // 2, height // 2)):
                     upper, lower = pixels[2 * line - start][reach:], pixels[2 * line + 1 - start][reach:]
                     halve_lines(upper, lower, width // 2, halved[channel, line])
-                find_extremes(size, pixels, low, high, lines, width + reach)
-                slide_down(smaller, size, low, eroded, lines - reach, width + reach)
-                slide_down(larger, size, high, dilated, lines - reach, width + reach)
-                slide_along(larger, size, eroded, low, lines - reach, width)
-                slide_along(smaller, size, dilated, high, lines - reach, width)
+                open_across(size, pixels, low, high, eroded, dilated, lines, width)
                 for row in range(count):
                     highest[:] = floor[channel]
                     for line in range(row * patch_size, (row + 1) * patch_size):

@@ -9,7 +9,7 @@ import numpy as np
 
 from qlip.kernels.compiling import Kernel, compile_loop
 from qlip.kernels.growing import grow_plane, transpose
-from qlip.kernels.windows import BAND, find_extremes, larger, read_band, slide_along, slide_down, smaller
+from qlip.kernels.windows import BAND, larger, open_across, read_band, slide_down, smaller
 
 
 def find_object_hats(
@@ -66,13 +66,9 @@ def _make_object_hats(size: int) -> Kernel:
             plane, beyond = halved[channel], 0
             for top in range(0, height, step):
                 lines = min(step, height - top)
-                wide = lines + reach
-                beyond += read_band(image[channel], True, top - reach, wide + reach, height, width, reach, pixels)
-                find_extremes(size, pixels, low, high, wide + reach, width + reach)
-                slide_down(smaller, size, low, eroded, wide, width + reach)
-                slide_down(larger, size, high, dilated, wide, width + reach)
-                slide_along(larger, size, eroded, low, wide, width)
-                slide_along(smaller, size, dilated, high, wide, width)
+                wide = lines + 2 * reach
+                beyond += read_band(image[channel], True, top - reach, wide, height, width, reach, pixels)
+                open_across(size, pixels, low, high, eroded, dilated, wide, width)
                 slide_down(larger, size, low, opened[top:], lines, width)
                 slide_down(smaller, size, high, closed[top:], lines, width)
                 for line in range(lines):

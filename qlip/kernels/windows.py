@@ -48,6 +48,20 @@ def halve_lines(upper: np.ndarray, lower: np.ndarray, count: int, target: np.nda
 
 
 @numba.njit(inline="always")
+def open_across(size, pixels, low, high, eroded, dilated, lines, width):  # type: ignore[no-untyped-def]
+    """Opens and closes a band of `lines`, as `read_band` extends it, but for the last window down the columns.
+
+    What `slide_down` then finds is the opening, as the largest of `low`, and the closing, as the smallest of `high`.
+    """
+    reach = size - 1
+    find_extremes(size, pixels, low, high, lines, width + reach)
+    slide_down(smaller, size, low, eroded, lines - reach, width + reach)
+    slide_down(larger, size, high, dilated, lines - reach, width + reach)
+    slide_along(larger, size, eroded, low, lines - reach, width)
+    slide_along(smaller, size, dilated, high, lines - reach, width)
+
+
+@numba.njit(inline="always")
 def slide_along(extreme, size, source, target, rows, width):  # type: ignore[no-untyped-def]
     """Slides a window of `size` pixels, which begins at its pixel, along rows, and takes their extreme."""
     for row in range(rows):

@@ -12,7 +12,6 @@ ROUNDS = 1
 """Rounds of sweeps in all directions. One reaches what lies straight ahead or within 45 degrees of it; each more, what
 is around one more corner, which answered no better (docs/results/objects.md)."""
 
-
 MEMORY = 2**21
 """Most pixels that are swept at once, each laid out five times; other planes wait. Memory in one piece, and not too
 large, is what a process gets back from itself instead of from the system, page by page."""
