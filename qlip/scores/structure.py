@@ -6,7 +6,7 @@ operation over all of it. What a window then reads beyond the end of a row is cu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -87,16 +87,14 @@ def _object_hats(image: np.ndarray, patch_size: int, size: int, floor: np.ndarra
         return empty(image, rows, cols)
     planes, opened = np.concatenate([image, -image]), _open_planes(image, size)
     kept = reconstruct(opened, planes, out=opened)
-    own = empty(image, rows, cols)
-    step = _band_of(image, patch_size)
-    for top in range(0, rows, step):
-        bottom = min(rows, top + step)
-        lines = slice(top * patch_size, bottom * patch_size)
-        hats = planes[:, lines] - kept[:, lines]
+
+    def find_hats(first: int, last: int) -> Array:
+        hats = planes[:, first:last] - kept[:, first:last]
         if floor is not None:
             hats -= np.tile(floor, 2)[:, None, None]
-        own[top:bottom] = cell_max(in_cells(hats.max(0)[:, : cols * patch_size].clip(0), patch_size))
-    return own
+        return hats.max(0).clip(0)
+
+    return _largest_in_cells(image, patch_size, find_hats)
 
 
 def _open_planes(image: np.ndarray, size: int) -> np.ndarray:
@@ -136,13 +134,21 @@ def _band_of(image: Array, pitch: int) -> int:
 
 
 def _cell_hats(image: Array, patch_size: int, size: int, floor: Array | None) -> Array:
-    """Computes the largest hat in each whole cell: (C, H, W) -> (rows, cols); on a CPU by bands of the image's rows."""
+    """Computes the largest hat in each whole cell: (C, H, W) -> (rows, cols)."""
+    return _largest_in_cells(image, patch_size, lambda first, last: _find_hats(image, first, last, size, floor))
+
+
+def _largest_in_cells(image: Array, patch_size: int, find_hats: Callable[[int, int], Array]) -> Array:
+    """Takes the largest hat in each whole cell, (rows, cols); on a CPU by bands of the image's rows.
+
+    `find_hats` finds those of the rows from the first to before the last: (last - first, W).
+    """
     rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size
     own = empty(image, rows, cols)
     step = _band_of(image, patch_size)
     for top in range(0, rows, step):
         bottom = min(rows, top + step)
-        hats = _find_hats(image, top * patch_size, bottom * patch_size, size, floor)
+        hats = find_hats(top * patch_size, bottom * patch_size)
         own[top:bottom] = cell_max(in_cells(hats[:, : cols * patch_size], patch_size))
     return own
 
