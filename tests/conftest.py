@@ -16,6 +16,8 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from llava.serve.web.typings import skip_typings
+
 settings.register_profile("untimed", deadline=None)  # a busy machine is not a fault
 settings.load_profile("untimed")
 
@@ -81,6 +83,13 @@ def exempt_loaded_objects() -> None:
     and training does it twice a run."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> object:
+    """Imports all test files, and with them Gradio."""
+    with skip_typings():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,6 +17,7 @@ from llava.serve.http.flags import API_KEY_VARIABLE, key_text
 from llava.serve.http.listening import port_number
 from llava.serve.loading import add_model_flags
 from llava.serve.web.clip_sizes import NATIVE_SIZE
+from llava.serve.web.typings import skip_typings
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -67,7 +68,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Builds the page and serves it until interrupted."""
-    from llava.serve.web import launch
+    with skip_typings():
+        from llava.serve.web import launch
 
     launch.run(args)
 

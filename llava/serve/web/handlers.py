@@ -24,7 +24,7 @@ from llava.serve.web.controls import CLIP, MAX_MODEL_NAME, QLIP, Controls, name_
 from llava.serve.web.feedback import FeedbackLog, read_vote
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.picture_handlers import PictureHandlers
-from llava.serve.web.progress import AnswerProgress, Comparison
+from llava.serve.web.progress import AnswerProgress, Comparison, pace
 from llava.serve.web.runs import COMPARISON, TALK, Run, keep_outputs
 from llava.serve.web.session import BROKEN_OFF, CUT, STOPPED, WAITING, Messages, Session
 from llava.serve.web.toasts import errors_as_toasts, replace_surrogates, toast_error
@@ -283,15 +283,12 @@ class Demo(PictureHandlers):
             await self.moderator.check(question)
         return await asyncio.to_thread(self.backend.prepare, picture, options)
 
-    async def _answer(self, query: Query, progress: AnswerProgress) -> AsyncGenerator[None, None]:
-        """Adds the answer's pieces to `progress` and yields after each, and once more at the end.
+    async def _answer(self, query: Query, progress: AnswerProgress) -> AsyncGenerator[AnswerProgress, None]:
+        """Adds the answer's pieces to `progress` and yields it as often as a page should show it, also at the end.
 
         Closing it stops the model.
         """
         with errors_as_toasts():
-            async with aclosing(self.backend.ask(query)) as pieces:
-                async for piece in pieces:
-                    progress.add(piece)
-                    yield
-        progress.end()
-        yield
+            async with aclosing(pace(progress.follow(self.backend.ask(query)))) as steps:
+                async for step in steps:
+                    yield step

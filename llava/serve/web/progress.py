@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.web.backend import AnswerPiece
@@ -13,6 +17,12 @@ from llava.serve.web.toasts import replace_surrogates
 from llava.serve.web.views import Cost, compare_body
 
 SUBTITLES = {CLIP: "uniform grid", QLIP: "quadtree", QUESTION: "quadtree, split where the question attends to"}
+
+Step = TypeVar("Step")
+
+PERIOD = 0.1
+"""Least seconds between two steps of an answer that a page shows. A browser takes 20 to 40 ms of a slow core for each,
+whatever it adds."""
 
 EMPTY, FAILED = "no answer", "failed"
 """Marks of a comparison's side without text: the model had nothing to say, or failed."""
@@ -58,6 +68,15 @@ class AnswerProgress:
         """Stops the clock."""
         self.cost = replace(self.cost, total=time.perf_counter() - self._start)
 
+    async def follow(self, pieces: AsyncGenerator[AnswerPiece, None]) -> AsyncGenerator[AnswerProgress, None]:
+        """Adds pieces as they come and yields after each, and once more at the end. Closing it closes `pieces`."""
+        async with aclosing(pieces):
+            async for piece in pieces:
+                self.add(piece)
+                yield self
+        self.end()
+        yield self
+
 
 @dataclass
 class Comparison:
@@ -84,3 +103,33 @@ class Comparison:
                 mark = FAILED if ended == BROKEN_OFF and not answer else ended
             sides.append(compare_body(mode, SUBTITLES[mode], answer, cost, mark))
         return sides
+
+
+async def pace(steps: AsyncGenerator[Step, None], period: float = PERIOD) -> AsyncGenerator[Step, None]:
+    """Yields the first step at once, and then the latest one at most once a period, and the last one.
+
+    No step waits for another one to come, and the last one that came before `steps` fails is yielded before this fails
+    too. Closing this cancels the step that is waited for and closes `steps`.
+
+    Args:
+        steps: Each shows all that the ones before it did.
+        period: Least seconds between two steps, but for the last one.
+    """
+    latest, due, has_ended = None, 0.0, False
+    clock = asyncio.get_running_loop().time
+    coming = asyncio.ensure_future(anext(steps, None))
+    try:
+        while not has_ended:
+            await asyncio.wait((coming,), timeout=None if latest is None else max(0.0, due - clock()))
+            has_ended = coming.done() and (coming.exception() is not None or coming.result() is None)
+            if coming.done() and not has_ended:
+                latest, coming = coming.result(), asyncio.ensure_future(anext(steps, None))
+            if latest is not None and (has_ended or clock() >= due):
+                yield latest
+                latest, due = None, clock() + period
+        coming.result()
+    finally:
+        if not coming.done():
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+        await steps.aclose()

@@ -7,6 +7,7 @@ import re
 import socket
 from contextlib import closing
 
+import gradio as gr
 import httpx
 import pytest
 from gradio_client import handle_file
@@ -14,7 +15,7 @@ from gradio_client import handle_file
 from llava.serve.engine import ChatEngine
 from llava.serve.web.controls import CLIP
 from llava.serve.web.handlers import Demo
-from llava.serve.web.launch import NO_LINK, serve
+from llava.serve.web.launch import NO_LINK, serve, set_up_queue
 from llava.serve.web.page import PageText, build_page
 from tests.llava.serve.programs import free_port, has_ipv6
 from tests.llava.serve.web.clients import FIRST, QUESTION, NewVisitor, alone, talk_of
@@ -71,6 +72,16 @@ def test_nobody_reads_statistics_of_visitors(
     reply = httpx.get(page_url + prefix + route, follow_redirects=True)
     assert reply.status_code in (403, 404)
     assert capsys.readouterr().out == ""
+
+
+def test_no_statistics_of_visitors_are_computed() -> None:
+    page = gr.Blocks()
+    record = {"function": "ask", "status": "success", "process_time": 1.0}
+    page._queue.events_recorded += 1
+    assert page._queue.compute_analytics_summary([record])["functions"].keys() == {"ask"}  # as Gradio does
+    set_up_queue(page, 16)
+    page._queue.events_recorded += 1
+    assert page._queue.compute_analytics_summary([record])["functions"] == {}
 
 
 def test_without_a_tunnel_the_page_is_served_here_and_says_so_in_one_line(

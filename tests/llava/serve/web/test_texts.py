@@ -63,6 +63,13 @@ def box(visitor: Visitor) -> Any:
     return visitor.at("#question textarea")
 
 
+def copy_buttons(visitor: Visitor) -> list[Any]:
+    """The buttons that copy a question and its answer; a click renames one for two seconds."""
+    buttons = visitor.at("#chat").get_by_label("Copy message")
+    expect(buttons).to_have_count(2)
+    return buttons.element_handles()
+
+
 def talks(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, text: str, failure: Exception | None = None) -> None:
     """Lets the model say a text; what its tokenizer cannot carry would be another text, so it is checked."""
     monkeypatch.setattr(engine, "_generate", engine._generate)  # put back at the end
@@ -101,8 +108,8 @@ def test_questions_show_as_they_were_written_and_answers_with_their_markdown(
         expect(visitor.answer).to_contain_text(f"{name} done")
         assert written(visitor, "#chat .user.message .md") == text
         answered(visitor, "#chat .bot.message .md", name, reply)
-        for index, said in enumerate((text, reply)):
-            visitor.at("#chat").get_by_label("Copy message").nth(index).click()
+        for button, said in zip(copy_buttons(visitor), (text, reply), strict=True):
+            button.click()
             visitor.page.wait_for_function(
                 "said => navigator.clipboard.readText().then(text => text == said)", arg=said
             )
@@ -123,8 +130,8 @@ def test_the_copy_buttons_work_without_https(
     )
     visitor.ask("AT&T?")
     expect(visitor.answer).to_contain_text("if r < 0")
-    for index, said in enumerate(("AT&T?", "if **r** < 0")):
-        visitor.at("#chat").get_by_label("Copy message").nth(index).click()
+    for button, said in zip(copy_buttons(visitor), ("AT&T?", "if **r** < 0"), strict=True):
+        button.click()
         visitor.page.wait_for_function("said => window.copied == said", arg=said)
     visitor.at("#stop").click()
     assert becomes_idle(engine)
