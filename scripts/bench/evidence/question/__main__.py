@@ -14,11 +14,16 @@ from llava.command import integer, parse_and_run
 from scripts.bench.evidence.answering.trees import STRUCTURE
 from scripts.bench.evidence.question.flags import make_parser
 
+TREES = {"structure": STRUCTURE, "objects": {"criterion": "objects"}}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = make_parser("question", "Measure the question-aware budget.")
     parser.add_argument("--layers", type=integer(0), nargs="+", default=[], help="further layers to read")
+    parser.add_argument(
+        "--criterion", choices=TREES, default="structure", help="of the scores, which the page's tables say (%(default)s)"
+    )
     parser.add_argument("--ways", nargs="+", metavar="NAME", help="only these rows of the table")
     parser.add_argument("--mark", default="question", help="what the names of the marks to fill begin with")
     return parse_and_run(parser, command, argv)
@@ -34,7 +39,8 @@ def command(options: argparse.Namespace) -> None:
     from scripts.bench.evidence.question.measure import choose_ways, draw_scenes, make_ways, measure, table
 
     torch.set_num_threads(options.threads)
-    engines = [ChatEngine(*load_pretrained_model(path, device="cpu", qlip=STRUCTURE)) for path in options.model]
+    trees = TREES[options.criterion]
+    engines = [ChatEngine(*load_pretrained_model(path, device="cpu", qlip=trees)) for path in options.model]
     towers = [engine.model.get_vision_tower() for engine in engines]
     for low, high in options.sizes:
         scenes = list(draw_scenes((low, high), options.seed, options.scenes, options.photos))
