@@ -21,9 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = make_parser("question", "Measure the question-aware budget.")
     parser.add_argument("--layers", type=integer(0), nargs="+", default=[], help="further layers to read")
-    parser.add_argument(
-        "--criterion", choices=TREES, default="structure", help="of the scores, which the page's tables say (%(default)s)"
-    )
+    parser.add_argument("--criterion", choices=TREES, default="structure", help="of the scores (%(default)s)")
     parser.add_argument("--ways", nargs="+", metavar="NAME", help="only these rows of the table")
     parser.add_argument("--mark", default="question", help="what the names of the marks to fill begin with")
     return parse_and_run(parser, command, argv)
