@@ -35,7 +35,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def usual() -> Iterator[None]:
-    """Restores PyTorch's defaults."""
+    """Makes the model under PyTorch's defaults, and restores them."""
+    make_vision_model_once()
     yield
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
@@ -101,14 +102,10 @@ def describe(settings: dict[str, Any]) -> Callable[[], Any]:
     return run
 
 
-MODELS: list[Any] = []
-
-
+@cache
 def make_vision_model_once() -> Any:
-    """A float32 model on the CPU, made before the defaults change."""
-    if not MODELS:
-        MODELS.append(make_vision_model("clip"))
-    return MODELS[0]
+    """A float32 model on the CPU: `usual` makes it before the defaults change."""
+    return make_vision_model("clip")
 
 
 @cache
