@@ -87,9 +87,13 @@ def exempt_loaded_objects() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> object:
-    """Imports all test files, and with them Gradio."""
-    with skip_typings():
-        return (yield)
+    """Imports all test files, and with them Gradio; nothing that they load is garbage yet."""
+    gc.disable()
+    try:
+        with skip_typings():
+            return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
