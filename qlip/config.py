@@ -136,8 +136,7 @@ class QLIPConfig:
     as far as the budget allows; helps counting and large objects. "any": the paper's roots, fewer tokens."""
 
     structure_size: int = 7
-    """Window of criteria "objects" and "structure", in sampled pixels; odd, >= 3. What is narrower splits a block.
-    "structure" was the default with a window of 5 (docs/RESULTS.md)."""
+    """Window of "objects" and "structure" (measured with 5), in sampled pixels; odd, >= 3. What is narrower splits."""
 
     noise_floor: bool = True
     """Lower the scores of "objects" and "structure" by what the image's own noise would score, and split nothing into

@@ -17,9 +17,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, parse_and_run, real
-from llava.utils import demo_model_path
-from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
+from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
 from scripts.bench.evidence.answering.variants import CLIP
 from scripts.bench.evidence.pages.fill import fill_page
 from scripts.markdown_table import join_values, table_head, table_row
@@ -107,7 +106,7 @@ def table(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="choice", description="Rank candidates for the default settings.")
-    parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
+    add_answers_flags(parser)
     parser.add_argument(
         "--sets", nargs="+", choices=EXPERIMENTS["choice"].sets, metavar="SET", help="only these of the sets"
     )
@@ -126,9 +125,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--page", type=Path, help="write the table there, between the marks of --mark")
     parser.add_argument("--mark", default="choice", help="name of the marks (%(default)s)")
-    parser.add_argument(
-        "--model-path", default=demo_model_path(), help="checkpoint with the settings that were changed"
-    )
     return parse_and_run(parser, command, argv)
 
 
@@ -138,11 +134,7 @@ def command(options: argparse.Namespace) -> None:
     Raises:
         ValueError: CLIP or all candidates lack answers in one of the sets.
     """
-    from llava.eval.sweep.grid import read_own_settings
-    from scripts.bench.evidence.answering.answers import Answers
-
-    own = read_own_settings(options.model_path)
-    answers, wanted = Answers(options.answers_files, "validation", own), EXPERIMENTS["choice"]
+    answers, wanted = read_answers(options), EXPERIMENTS["choice"]
     sets = options.sets or wanted.sets
     ways = [way for way in wanted.ways if not options.ways or way.name in (CLIP.name, *options.ways)]
     rows = {way.name: row for way, row in zip(ways, answers.compare(ways, sets), strict=True)}
@@ -153,7 +145,7 @@ def command(options: argparse.Namespace) -> None:
             " python -m scripts.bench.evidence.run --experiments choice"
         )
     native = round(mean_tokens(whole[CLIP.name]) ** 0.5)
-    settings = {way.name: way.resolve(own) for way in ways if way.name in whole}
+    settings = {way.name: way.resolve(answers.own) for way in ways if way.name in whole}
     photographs = {
         name: photograph_tokens(known, native) / CLIP_CELLS**2 for name, known in settings.items() if known is not None
     }

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, parse_and_run
-from llava.utils import demo_model_path
-from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.answering.answers import Answers, Cell, difference
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
-from scripts.bench.evidence.answering.flags import known_split
+from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
 from scripts.bench.evidence.answering.scene_sets import MIXED
 from scripts.bench.evidence.answering.variants import CLIP
-from scripts.bench.evidence.order import COLUMNS, average, compare_ways
+from scripts.bench.evidence.pages.comparison import COLUMNS, average, compare_ways
 from scripts.bench.evidence.pages.fill import fill_page
 from scripts.bench.evidence.pages.tables import interval
 from scripts.markdown_table import join_values, table_head, table_row
@@ -42,10 +40,8 @@ SIDE, GAP = 220, 6
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="objects", description='Compare criterion "objects" with "structure".')
-    parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
-    parser.add_argument("--split", type=known_split, default="validation", help="the split to take (%(default)s)")
+    add_answers_flags(parser)
     parser.add_argument("--table", choices=TABLES, default="sets", help="the table to fill (%(default)s)")
-    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
     parser.add_argument("--drawing", type=Path, help="draw scenes cut in both ways into this file; reads no answers")
     parser.add_argument("--mark", help='the table\'s mark in the page (default: such as "objects: validation")')
@@ -57,9 +53,7 @@ def command(options: argparse.Namespace) -> None:
     if options.drawing:
         draw(options.drawing)
         return
-    from llava.eval.sweep.grid import read_own_settings
-
-    answers = Answers(options.answers_files, options.split, read_own_settings(options.model_path))
+    answers = read_answers(options)
     before = TABLES[options.table]
     mark = options.mark or f"objects: {options.split}{f', {options.table}' if before else ''}"
     fill_page(options.page, {mark: summarise(answers, before) if before else compare(answers)}, partly=True)

@@ -8,37 +8,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.utils import demo_model_path
-from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
-from scripts.bench.evidence.answering.answers import Answers, Cell, difference
+from scripts.bench.evidence.answering.answers import Answers
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
-from scripts.bench.evidence.answering.flags import known_split
-from scripts.bench.evidence.answering.scene_sets import MEASURES, MIXED
-from scripts.bench.evidence.answering.variants import CLIP, Variant
+from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
+from scripts.bench.evidence.answering.variants import CLIP
+from scripts.bench.evidence.pages.comparison import COLUMNS, average, compare_ways
 from scripts.bench.evidence.pages.fill import fill_page
-from scripts.bench.evidence.pages.tables import interval
-from scripts.markdown_table import join_values, table_head, table_row
+from scripts.markdown_table import table_head, table_row
 
 if TYPE_CHECKING:
     import argparse
 
 PAGE = Path("docs/results/order.md")
 ORDERS = ("score", "side")
-COLUMNS = {**MEASURES, "signs": ("sign",)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="order", description="Compare the orders in which a budget splits.")
-    parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
-    parser.add_argument("--split", type=known_split, default="validation", help="the split to take (%(default)s)")
+    add_answers_flags(parser)
     parser.add_argument("--budget", type=integer(), default=128, help="tokens (%(default)s)")
     parser.add_argument("--budgets", action="store_true", help="fill the table of all budgets, means over the sets")
-    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
     parser.add_argument("--mark", help='the table\'s mark in the page (default: such as "order: validation, 128")')
     return parse_and_run(parser, command, argv)
@@ -46,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(options: argparse.Namespace) -> None:
     """Fills the page's table of a split and budget."""
-    from llava.eval.sweep.grid import read_own_settings
-
-    answers = Answers(options.answers_files, options.split, read_own_settings(options.model_path))
+    answers = read_answers(options)
     mark = options.mark or f"order: {options.split}, {'budgets' if options.budgets else options.budget}"
     text = summarise(answers) if options.budgets else compare(answers, options.budget)
     fill_page(options.page, {mark: text}, partly=True)
@@ -60,41 +51,6 @@ def compare(answers: Answers, budget: int) -> str:
     experiment = EXPERIMENTS["order"]
     ways = [CLIP, *(way for way in experiment.ways if way.name in [f"{order}, {budget}" for order in ORDERS])]
     return compare_ways(answers, ways, experiment.sets, "side - score")
-
-
-def compare_ways(answers: Answers, ways: Sequence[Variant], sets: Sequence[str], change: str) -> str:
-    """Formats each set's accuracy by CLIP and two ways; checkpoints are taken together.
-
-    Args:
-        answers: of a split.
-        ways: CLIP and the two.
-        sets: names of the sets.
-        change: the name of the difference between the third way and the second.
-
-    Raises:
-        ValueError: a set lacks answers.
-    """
-    cells = dict(zip(sets, zip(*answers.compare(ways, sets), strict=True), strict=True))
-    lines = [table_head(["scenes", "tokens", *COLUMNS, change, "by checkpoint"])]
-    means: dict[str, list[list[float]]] = {name: [] for name in COLUMNS}
-    differences = []
-    for name, row in cells.items():
-        if any(cell is None for cell in row):
-            raise ValueError(f"there are no answers to {name!r} in all of {', '.join(way.name for way in ways)}")
-        known = [cell for cell in row if cell]
-        shares = {column: find_shares(known, kinds) for column, kinds in COLUMNS.items()}
-        for column, values in shares.items():
-            means[column] += [values] if values else []
-        models = sorted(entry["model"] for entry in known[-1].rows)
-        own = [difference(*([cell.of_checkpoint(model)] for cell in known[1:])).mean for model in models]
-        differences.append(own)
-        texts = [join_values(values) if values else "" for values in shares.values()]
-        more = interval(difference(*([cell] for cell in known[1:])))
-        lines.append(table_row([name.removeprefix(MIXED), f"{known[-1].tokens:.1f}", *texts, more, join_values(own)]))
-    averages = [join_values(map(fmean, zip(*values, strict=True))) for values in means.values()]
-    by_checkpoint = [fmean(own) for own in zip(*differences, strict=True)]
-    lines.append(table_row(["mean", "", *averages, f"**{fmean(by_checkpoint):.1f}**", join_values(by_checkpoint)]))
-    return "\n".join(lines)
 
 
 def summarise(answers: Answers) -> str:
@@ -111,19 +67,6 @@ def summarise(answers: Answers) -> str:
             raise ValueError(f"there are no answers to {len(row) - len(cells)} of the sets by {way.name!r}")
         lines.append(table_row([way.name, *average(cells)]))
     return "\n".join(lines)
-
-
-def average(cells: Sequence[Cell]) -> list[str]:
-    """Formats the mean number of tokens over sets, and the mean accuracy of each of `COLUMNS`."""
-    shares = [[share for cell in cells for share in find_shares([cell], kinds)] for kinds in COLUMNS.values()]
-    return [f"{fmean(cell.tokens for cell in cells):.1f}", *(f"{fmean(own):.1f}" if own else "" for own in shares)]
-
-
-def find_shares(cells: Sequence[Cell], kinds: Sequence[str]) -> list[float]:
-    """Computes the accuracy of each cell in %; none where these kinds were not asked."""
-    if not all(kind in row["right"] for cell in cells for row in cell.rows for kind in kinds):
-        return []
-    return [cell.share(kinds) for cell in cells]
 
 
 if __name__ == "__main__":

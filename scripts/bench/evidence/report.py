@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from llava.utils import demo_model_path
-from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
-from scripts.bench.evidence.answering.scene_sets import SPLITS
+from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
 from scripts.bench.evidence.claims.published import read_claims
 from scripts.bench.evidence.claims.tables import claim_parts
 from scripts.bench.evidence.pages.fill import fill_page
@@ -26,9 +24,7 @@ from scripts.bench.evidence.pages.fill import fill_page
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="report", description="Fill the tables and figures of docs/RESULTS.md.")
-    parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
-    parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
+    add_answers_flags(parser, published=True)
     parser.add_argument("--document", type=Path, default=Path("docs/RESULTS.md"), help="file to fill")
     parser.add_argument("--figures", type=Path, default=Path("docs/results"), help="folder of its figures")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the headline table to fill")
@@ -48,14 +44,11 @@ def run(options: argparse.Namespace) -> None:
     if options.only_claims:
         fill_claims(options)
         return
-    from llava.eval.sweep.grid import read_own_settings
     from playground.questions import V_STAR
-    from scripts.bench.evidence.answering.answers import Answers
     from scripts.bench.evidence.pages.figures import position_figure, size_figure, token_figure
     from scripts.bench.evidence.pages.tables import tables
 
-    own = read_own_settings(options.model_path)
-    answers = Answers(options.answers_files, options.split, own)
+    answers = read_answers(options)
     parts = tables(answers) | claim_parts(read_claims())
     if options.only:
         parts = {mark: part for mark, part in parts.items() if mark.partition(":")[0].split(" by ")[0] in options.only}

@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, parse_and_run
-from llava.utils import demo_model_path
-from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
-from scripts.bench.evidence.answering.answers import Answers
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
-from scripts.bench.evidence.answering.flags import known_split
+from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
 from scripts.bench.evidence.answering.variants import BEFORE, CLIP
-from scripts.bench.evidence.order import compare_ways
+from scripts.bench.evidence.pages.comparison import compare_ways
 from scripts.bench.evidence.pages.fill import fill_page
 
 if TYPE_CHECKING:
@@ -32,21 +29,17 @@ WITHOUT = {"0.0": BEFORE.name, "-0.4": "-0.4"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="split_cells", description="Compare towers with and without split cells.")
-    parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
-    parser.add_argument("--split", type=known_split, default="validation", help="the split to take (%(default)s)")
+    add_answers_flags(parser)
     parser.add_argument("--size-bias", choices=WITHOUT, default="0.0", help="of both ways (%(default)s)")
-    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
     return parse_and_run(parser, command, argv)
 
 
 def command(options: argparse.Namespace) -> None:
     """Fills the page's table of a split and size bias."""
-    from llava.eval.sweep.grid import read_own_settings
-
     experiment, bias = EXPERIMENTS["split cells"], options.size_bias
     ways = {way.name: way for way in experiment.ways}
-    answers = Answers(options.answers_files, options.split, read_own_settings(options.model_path))
+    answers = read_answers(options)
     chosen = [CLIP, ways[WITHOUT[bias]], ways[f"split cells kept, {bias}"]]
     mark = f"split cells: {options.split}, {bias}"
     fill_page(options.page, {mark: compare_ways(answers, chosen, experiment.sets, "kept - without")}, partly=True)

@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from llava.utils import demo_model_path
-from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.answering.answers import Answers, Cell
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
-from scripts.bench.evidence.answering.scene_sets import MIXED, SPLITS
+from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
+from scripts.bench.evidence.answering.scene_sets import MIXED
 from scripts.bench.evidence.answering.variants import CLIP, Variant
 from scripts.bench.evidence.pages.fill import fill_page
 from scripts.bench.evidence.pages.tables import describe
@@ -40,9 +39,7 @@ MODELS: Recipes = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="trained", description="Compare the model that was trained as LLaVA is.")
-    parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
-    parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
+    add_answers_flags(parser, published=True)
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
     parser.add_argument("--mark", default="trained", help="the table's mark in the page (%(default)s)")
     parser.add_argument(
@@ -58,9 +55,7 @@ def command(options: argparse.Namespace) -> None:
         FileNotFoundError: a file of answers is missing.
         ValueError: an answer is missing.
     """
-    from llava.eval.sweep.grid import read_own_settings
-
-    answers = Answers(options.answers_files, options.split, read_own_settings(options.model_path))
+    answers = read_answers(options)
     recipes = dict(options.recipes) if options.recipes else MODELS
     fill_page(options.page, {options.mark: compare(answers, recipes)}, partly=True)
     print(f"filled {options.page}")

@@ -12,13 +12,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, parse_and_run
-from llava.utils import demo_model_path
-from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.answering.answers import Answers, Cell, difference
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
-from scripts.bench.evidence.answering.flags import known_split
+from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
 from scripts.bench.evidence.answering.variants import BEFORE, Variant
-from scripts.bench.evidence.order import COLUMNS, find_shares
+from scripts.bench.evidence.pages.comparison import COLUMNS, find_shares
 from scripts.bench.evidence.pages.fill import fill_page
 from scripts.bench.evidence.pages.tables import interval
 from scripts.markdown_table import table_head, table_row
@@ -26,32 +24,25 @@ from scripts.markdown_table import table_head, table_row
 if TYPE_CHECKING:
     import argparse
 
-    from qlip import QLIPConfig
-
 PAGE = Path("docs/results/weights.md")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="weights", description="Compare weights of small leaves in attention.")
-    parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
-    parser.add_argument("--split", type=known_split, default="validation", help="the split to take (%(default)s)")
-    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
+    add_answers_flags(parser)
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
     return parse_and_run(parser, command, argv)
 
 
 def command(options: argparse.Namespace) -> None:
     """Fills the page's table of a split."""
-    from llava.eval.sweep.grid import read_own_settings
-
-    own = read_own_settings(options.model_path)
     mark = f"weights: {options.split}"
-    fill_page(options.page, {mark: compare(Answers(options.answers_files, options.split, own), own)}, partly=True)
+    fill_page(options.page, {mark: compare(read_answers(options))}, partly=True)
     print(f"filled {options.page}, {mark}")
 
 
-def compare(answers: Answers, own: QLIPConfig) -> str:
+def compare(answers: Answers) -> str:
     """Formats means over the sets, a row for each checkpoint and each way that it was asked in.
 
     Raises:
@@ -65,7 +56,7 @@ def compare(answers: Answers, own: QLIPConfig) -> str:
                 before[model] = cells
             elif model not in before:
                 raise ValueError(f"{model!r} was not asked in the way {BEFORE.name!r}")
-            settings = way.resolve(own)
+            settings = way.resolve(answers.own)
             if settings is None:
                 raise ValueError(f"the way {way.name!r} has no quadtree")
             shares = [

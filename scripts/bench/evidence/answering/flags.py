@@ -1,10 +1,17 @@
-"""Types of flags that several commands have."""
+"""Flags that several commands have, and their types."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from scripts.bench.evidence.answering.scene_sets import series_of
+from llava.utils import demo_model_path
+from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.answering.scene_sets import SPLITS, series_of
+
+if TYPE_CHECKING:
+    from scripts.bench.evidence.answering.answers import Answers
 
 
 def named_path(text: str) -> tuple[str, str]:
@@ -22,3 +29,26 @@ def known_split(text: str) -> str:
     except ValueError as problem:
         raise argparse.ArgumentTypeError(str(problem)) from None
     return text
+
+
+def add_answers_flags(parser: argparse.ArgumentParser, published: bool = False) -> None:
+    """Adds the flags of commands that read answers.
+
+    Args:
+        parser: of the command.
+        published: The split is one that pages quote, by default the test split; otherwise any, by default validation.
+    """
+    parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
+    if published:
+        parser.add_argument("--split", choices=SPLITS, default="test", help="the split to take (%(default)s)")
+    else:
+        parser.add_argument("--split", type=known_split, default="validation", help="the split to take (%(default)s)")
+    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
+
+
+def read_answers(options: argparse.Namespace) -> Answers:
+    """Reads the answers that a command's flags name."""
+    from llava.eval.sweep.grid import read_own_settings
+    from scripts.bench.evidence.answering.answers import Answers
+
+    return Answers(options.answers_files, options.split, read_own_settings(options.model_path))

@@ -10,12 +10,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, parse_and_run
-from llava.utils import demo_model_path
-from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
 from scripts.bench.evidence.answering.scene_sets import MEASURES, SPLITS
 from scripts.bench.evidence.claims.published import CLAIMS_FILE, Claim, claimed_ways, read_claims, write_claims
 from scripts.bench.evidence.claims.verdicts import count_scenes
@@ -64,9 +62,7 @@ def update(claims: Sequence[Claim], cells: Mapping[tuple[str, str], Cell], shipp
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="claims", description="Write measured values into the file of claims.")
-    parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
-    parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
+    add_answers_flags(parser, published=True)
     parser.add_argument("--shipped", default="seed 1", help="its name in the answers (%(default)s)")
     parser.add_argument("--command", required=True, help="the command that gave the answers, to be published")
     parser.add_argument("--date", type=date.fromisoformat, default=date.today(), help="of the measurement (today)")
@@ -75,10 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(options: argparse.Namespace) -> None:
     """Updates the file."""
-    from llava.eval.sweep.grid import read_own_settings
-    from scripts.bench.evidence.answering.answers import Answers
-
-    answers = Answers(options.answers_files, options.split, read_own_settings(options.model_path))
+    answers = read_answers(options)
     claims, ways = read_claims(), claimed_ways()
     cells = {(claim.set, claim.way): answers.cell(ways[claim.way], claim.set) for claim in claims}
     known = {key: cell for key, cell in cells.items() if cell is not None}
