@@ -213,6 +213,8 @@ def _use_file(path: Path, use: Callable[[BinaryIO], Result]) -> Result:
     name, advice = str(path), ""
     if len(name) > 100 and re.fullmatch(r"[A-Za-z0-9+/=\s]+", name):
         name, advice = f"{name[:60]}...", "; base64 text needs data:image/png;base64, before it"
+    elif name != name.strip():
+        name = repr(name)  # shows the blanks at its ends
     try:
         if not path.exists():
             raise ImageError(f"no such image file: {name}{advice}")

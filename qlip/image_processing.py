@@ -76,14 +76,22 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
     @classmethod
     def for_tower(cls, tower: Any, processor: Any = None, normalisation: Any = None) -> QLIPImageProcessor:
-        """Makes the processor of a `QLIPVisionModel`: its sizes and settings.
+        """Makes the processor of a `QLIPVisionModel`: its sizes and settings. `qlip.attach` makes an attached model's.
 
         Args:
             tower: the model.
             processor: the image processor of transformers whose normalisation to take over.
             normalisation: mean and std, without a processor; None takes the tower's own.
+
+        Raises:
+            TypeError: `tower` is another model.
         """
-        adapter = tower.adapter
+        adapter = getattr(tower, "adapter", None)
+        if adapter is None:
+            raise TypeError(
+                f"tower is a {type(tower).__name__}; it must be a QLIPVisionModel. qlip.attach(model, processor)"
+                " returns the processor of the model that it changes"
+            )
         own = map(_per_channel, normalisation or adapter.normalisation)
         mean, std = own if processor is None else find_normalisation(processor)
         return cls(adapter.patch_size, adapter.native_grid * adapter.patch_size, mean, std, tower.qlip)

@@ -52,7 +52,13 @@ def __getattr__(name: str) -> Any:
 
 
 def image_parser(args: Any) -> list[str]:
-    """Splits an arguments object's `image_file` at its `sep`."""
+    """Splits an arguments object's `image_file` at its `sep`.
+
+    Raises:
+        ValueError: the separator is empty.
+    """
+    if not args.sep:
+        raise ValueError("--sep is empty; it must be at least one character, such as ','")
     return args.image_file.split(args.sep)
 
 

@@ -127,6 +127,8 @@ def load(args: argparse.Namespace) -> tuple[ChatEngine, list[Image.Image], list[
 
     # Errors should show before pictures and model are loaded.
     qlip_option(args)
+    if args.show_quadtree and args.qlip is False:
+        raise ValueError("--no-qlip contradicts --show-quadtree")
     check_model_flags(args)
     if args.model_path and not args.image_file:
         raise ValueError("--image-file is required with --model-path")

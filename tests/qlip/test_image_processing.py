@@ -266,6 +266,8 @@ def test_errors_name_the_value():
             QLIPImageProcessor(image_mean=odd)
     with pytest.raises(ValueError, match="floats from nan to nan"):
         QLIPImageProcessor().preprocess(np.float32([[0, np.nan]]))
+    with pytest.raises(TypeError, match=r"tower is a Linear; it must be a QLIPVisionModel\. qlip\.attach"):
+        QLIPImageProcessor.for_tower(torch.nn.Linear(1, 1))
     for call in (QLIPImageProcessor().preprocess, QLIPImageProcessor().pack):
         with pytest.raises(ValueError, match="there is no image; give at least one"):
             call([])

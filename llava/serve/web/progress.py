@@ -121,7 +121,7 @@ async def pace(steps: AsyncGenerator[Step, None], period: float = PERIOD) -> Asy
     try:
         while not has_ended:
             await asyncio.wait((coming,), timeout=None if latest is None else max(0.0, due - clock()))
-            has_ended = coming.done() and (coming.exception() is not None or coming.result() is None)
+            has_ended = coming.done() and (coming.cancelled() or bool(coming.exception()) or coming.result() is None)
             if coming.done() and not has_ended:
                 latest, coming = coming.result(), asyncio.ensure_future(anext(steps, None))
             if latest is not None and (has_ended or clock() >= due):
@@ -129,7 +129,8 @@ async def pace(steps: AsyncGenerator[Step, None], period: float = PERIOD) -> Asy
                 latest, due = None, clock() + period
         coming.result()
     finally:
-        if not coming.done():
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
-        await steps.aclose()
+        coming.cancel()
+        try:
+            await asyncio.gather(coming, return_exceptions=True)  # also of a step that has failed unseen
+        finally:
+            await steps.aclose()

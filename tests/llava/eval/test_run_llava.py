@@ -114,6 +114,10 @@ def test_only_a_typed_length_must_fit_the_context(model: ScriptedModel, picture:
         (["--model-path", "m", "--image-file", "a.png", "--query", " "], "the question is empty (--query)"),
         (["--image-file", "", "--query", "Hi"], "argument --image-file: the name is empty"),
         (["--model-path", "m", "--query", "Hi"], "--image-file is required with --model-path"),
+        (
+            ["--image-file", "a.png", "--query", "Hi", "--sep", ""],
+            "--sep is empty; it must be at least one character, such as ','",
+        ),
     ],
 )
 def test_missing_flags_are_reported_in_one_line(

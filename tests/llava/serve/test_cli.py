@@ -162,6 +162,7 @@ def test_debug_shows_the_prompt(loader: Loader, picture: str, capsys: pytest.Cap
         (["--image-file", "PICTURE", "--show-quadtree", ""], "argument --show-quadtree: the name is empty"),
         (["--image-file", "file:///tmp/a%20b.png"], "file: URLs are not allowed; give the path, /tmp/a b.png"),
         (["--image-file", "nowhere.png"], "no such image file: nowhere.png"),
+        (["--image-file", " nowhere.png"], "no such image file: ' nowhere.png'"),
         (["--image-file", "file:///etc/passwd"], "file: URLs are not allowed"),
         (["--image-file", "PICTURE", "--image-file", "TEXT", "--image-file", "PICTURE"], "notes.txt: not a readable"),
         (["--image-file", "PICTURE", "--temperature", "hot"], "argument --temperature: 'hot' is not allowed; it must"),
@@ -178,6 +179,7 @@ def test_debug_shows_the_prompt(loader: Loader, picture: str, capsys: pytest.Cap
             "--show-attribution would write to a.png, which --show-quadtree writes, too; name another file",
         ),
         (["--image-file", "PICTURE", "--no-qlip", "--max-tokens", "9"], "--no-qlip contradicts --max-tokens"),
+        (["--image-file", "PICTURE", "--no-qlip", "--show-quadtree", "a.png"], "--no-qlip contradicts --show-quadtree"),
         (["--image-file", "PICTURE", "--load-8bit", "--load-4bit"], "not allowed with argument --load-8bit"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator, Iterable
 
 import pytest
@@ -13,7 +14,7 @@ from llava.serve.web.progress import AnswerProgress, pace
 NEVER = 3600  # seconds of a period that no test sees the end of
 
 
-async def at_once(steps: Iterable[str], failure: Exception | None = None) -> AsyncGenerator[str, None]:
+async def at_once(steps: Iterable[str], failure: BaseException | None = None) -> AsyncGenerator[str, None]:
     """Steps that come without delay, and then a failure."""
     for step in steps:
         yield step
@@ -51,6 +52,34 @@ def test_what_came_before_a_failure_is_shown_before_it() -> None:
     with pytest.raises(ValueError, match="the model failed"):
         asyncio.run(collect())
     assert seen == ["a", "c"]
+
+
+def test_what_came_before_an_inner_cancellation_is_shown_before_it() -> None:
+    seen = []
+
+    async def collect() -> None:
+        async for step in pace(at_once("abc", asyncio.CancelledError()), NEVER):
+            seen.append(step)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(collect())
+    assert seen == ["a", "c"]
+
+
+def test_a_step_that_failed_after_the_last_look_is_no_unhandled_error() -> None:
+    reported = []
+
+    async def leave() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        paced = pace(at_once("a", ValueError("the model failed")), NEVER)
+        assert await anext(paced) == "a"
+        for _ in range(3):
+            await asyncio.sleep(0)
+        await paced.aclose()
+        gc.collect()
+
+    asyncio.run(leave())
+    assert reported == []
 
 
 def test_a_step_waits_for_its_period_and_for_no_other_step() -> None:
