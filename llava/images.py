@@ -219,7 +219,7 @@ def _use_file(path: Path, use: Callable[[BinaryIO], Result]) -> Result:
         if not path.exists():
             raise ImageError(f"no such image file: {name}{advice}")
         if not path.is_file():
-            raise ImageError(f"{path} is {'a folder' if path.is_dir() else 'no file'}, not an image file")
+            raise ImageError(f"{name} is {'a folder' if path.is_dir() else 'no file'}, not an image file")
         with path.open("rb") as file:
             return use(file)
     except OSError as error:

@@ -121,7 +121,8 @@ async def pace(steps: AsyncGenerator[Step, None], period: float = PERIOD) -> Asy
     try:
         while not has_ended:
             await asyncio.wait((coming,), timeout=None if latest is None else max(0.0, due - clock()))
-            has_ended = coming.done() and (coming.cancelled() or bool(coming.exception()) or coming.result() is None)
+            has_failed = coming.done() and (coming.cancelled() or coming.exception() is not None)
+            has_ended = has_failed or (coming.done() and coming.result() is None)
             if coming.done() and not has_ended:
                 latest, coming = coming.result(), asyncio.ensure_future(anext(steps, None))
             if latest is not None and (has_ended or clock() >= due):
