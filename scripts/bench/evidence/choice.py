@@ -134,7 +134,7 @@ def command(options: argparse.Namespace) -> None:
     Raises:
         ValueError: CLIP or all candidates lack answers in one of the sets.
     """
-    answers, wanted = read_answers(options), EXPERIMENTS["choice"]
+    answers, wanted = read_answers(options, "validation"), EXPERIMENTS["choice"]
     sets = options.sets or wanted.sets
     ways = [way for way in wanted.ways if not options.ways or way.name in (CLIP.name, *options.ways)]
     rows = {way.name: row for way, row in zip(ways, answers.compare(ways, sets), strict=True)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from llava.command import OneLineParser, parse_and_run
 from scripts.bench.evidence.answering.answers import Answers, Cell, difference
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
-from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
+from scripts.bench.evidence.answering.flags import add_answers_flags, add_split_flag, read_answers
 from scripts.bench.evidence.answering.scene_sets import MIXED
 from scripts.bench.evidence.answering.variants import CLIP
 from scripts.bench.evidence.pages.comparison import COLUMNS, average, compare_ways
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="objects", description='Compare criterion "objects" with "structure".')
     add_answers_flags(parser)
+    add_split_flag(parser)
     parser.add_argument("--table", choices=TABLES, default="sets", help="the table to fill (%(default)s)")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
     parser.add_argument("--drawing", type=Path, help="draw scenes cut in both ways into this file; reads no answers")

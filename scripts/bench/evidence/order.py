@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from llava.command import OneLineParser, integer, parse_and_run
 from scripts.bench.evidence.answering.answers import Answers
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
-from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
+from scripts.bench.evidence.answering.flags import add_answers_flags, add_split_flag, read_answers
 from scripts.bench.evidence.answering.variants import CLIP
 from scripts.bench.evidence.pages.comparison import COLUMNS, average, compare_ways
 from scripts.bench.evidence.pages.fill import fill_page
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="order", description="Compare the orders in which a budget splits.")
     add_answers_flags(parser)
+    add_split_flag(parser)
     parser.add_argument("--budget", type=integer(), default=128, help="tokens (%(default)s)")
     parser.add_argument("--budgets", action="store_true", help="fill the table of all budgets, means over the sets")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
-from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
+from scripts.bench.evidence.answering.flags import add_answers_flags, add_published_split_flag, read_answers
 from scripts.bench.evidence.claims.published import read_claims
 from scripts.bench.evidence.claims.tables import claim_parts
 from scripts.bench.evidence.pages.fill import fill_page
@@ -24,7 +24,8 @@ from scripts.bench.evidence.pages.fill import fill_page
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="report", description="Fill the tables and figures of docs/RESULTS.md.")
-    add_answers_flags(parser, published=True)
+    add_answers_flags(parser)
+    add_published_split_flag(parser)
     parser.add_argument("--document", type=Path, default=Path("docs/RESULTS.md"), help="file to fill")
     parser.add_argument("--figures", type=Path, default=Path("docs/results"), help="folder of its figures")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the headline table to fill")

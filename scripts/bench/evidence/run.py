@@ -19,7 +19,7 @@ from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import demo_model_path, device_flag
 from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE, AnswerLog, marks
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
-from scripts.bench.evidence.answering.flags import known_split, named_path
+from scripts.bench.evidence.answering.flags import add_split_flag, named_path
 from scripts.bench.evidence.answering.scene_sets import SCENES, SET_NAMES
 from scripts.bench.evidence.answering.variants import Variant
 
@@ -107,9 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--questions", type=Path, nargs="+", default=[], metavar="DIR", help="sets in LLaVA's format, not scenes"
     )
-    parser.add_argument(
-        "--split", type=known_split, default="validation", help='validation, test, or "series NUMBER" (%(default)s)'
-    )
+    add_split_flag(parser)
     parser.add_argument(
         "--model", type=named_path, nargs="+", default=[("seed 1", demo_model_path())], help="NAME=CHECKPOINT ..."
     )

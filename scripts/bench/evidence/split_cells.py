@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, parse_and_run
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
-from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
+from scripts.bench.evidence.answering.flags import add_answers_flags, add_split_flag, read_answers
 from scripts.bench.evidence.answering.variants import BEFORE, CLIP
 from scripts.bench.evidence.pages.comparison import compare_ways
 from scripts.bench.evidence.pages.fill import fill_page
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="split_cells", description="Compare towers with and without split cells.")
     add_answers_flags(parser)
+    add_split_flag(parser)
     parser.add_argument("--size-bias", choices=WITHOUT, default="0.0", help="of both ways (%(default)s)")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
     return parse_and_run(parser, command, argv)

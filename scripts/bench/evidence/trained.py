@@ -15,7 +15,7 @@ from pathlib import Path
 from llava.command import OneLineParser, parse_and_run
 from scripts.bench.evidence.answering.answers import Answers, Cell
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
-from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
+from scripts.bench.evidence.answering.flags import add_answers_flags, add_published_split_flag, read_answers
 from scripts.bench.evidence.answering.scene_sets import MIXED
 from scripts.bench.evidence.answering.variants import CLIP, Variant
 from scripts.bench.evidence.pages.fill import fill_page
@@ -39,7 +39,8 @@ MODELS: Recipes = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="trained", description="Compare the model that was trained as LLaVA is.")
-    add_answers_flags(parser, published=True)
+    add_answers_flags(parser)
+    add_published_split_flag(parser)
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
     parser.add_argument("--mark", default="trained", help="the table's mark in the page (%(default)s)")
     parser.add_argument(

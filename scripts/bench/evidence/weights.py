@@ -8,15 +8,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, parse_and_run
 from scripts.bench.evidence.answering.answers import Answers, Cell, difference
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
-from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
+from scripts.bench.evidence.answering.flags import add_answers_flags, add_split_flag, read_answers
 from scripts.bench.evidence.answering.variants import BEFORE, Variant
-from scripts.bench.evidence.pages.comparison import COLUMNS, find_shares
+from scripts.bench.evidence.pages.comparison import COLUMNS, average_shares
 from scripts.bench.evidence.pages.fill import fill_page
 from scripts.bench.evidence.pages.tables import interval
 from scripts.markdown_table import table_head, table_row
@@ -31,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="weights", description="Compare weights of small leaves in attention.")
     add_answers_flags(parser)
+    add_split_flag(parser)
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
     return parse_and_run(parser, command, argv)
 
@@ -59,13 +59,10 @@ def compare(answers: Answers) -> str:
             settings = way.resolve(answers.own)
             if settings is None:
                 raise ValueError(f"the way {way.name!r} has no quadtree")
-            shares = [
-                fmean(share for cell in cells for share in find_shares([cell], kinds)) for kinds in COLUMNS.values()
-            ]
             more = ["", ""]
             if way.name != BEFORE.name:
                 more = [interval(difference(before[model], cells, kinds)) for kinds in (None, COLUMNS["signs"])]
-            values = [settings.size_bias, settings.llm_size_bias, *(f"{share:.1f}" for share in shares), *more]
+            values = [settings.size_bias, settings.llm_size_bias, *average_shares(cells), *more]
             lines.append(table_row([model, *map(str, values)]))
     return "\n".join(lines)
 

@@ -31,24 +31,32 @@ def known_split(text: str) -> str:
     return text
 
 
-def add_answers_flags(parser: argparse.ArgumentParser, published: bool = False) -> None:
-    """Adds the flags of commands that read answers.
+def add_split_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that takes any split."""
+    parser.add_argument(
+        "--split", type=known_split, default="validation", help='validation, test, or "series NUMBER" (%(default)s)'
+    )
 
-    Args:
-        parser: of the command.
-        published: The split is one that pages quote, by default the test split; otherwise any, by default validation.
-    """
+
+def add_published_split_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that takes a split that pages quote."""
+    parser.add_argument("--split", choices=SPLITS, default="test", help="the split to take (%(default)s)")
+
+
+def add_answers_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of commands that read answers; which split they take is another."""
     parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
-    if published:
-        parser.add_argument("--split", choices=SPLITS, default="test", help="the split to take (%(default)s)")
-    else:
-        parser.add_argument("--split", type=known_split, default="validation", help="the split to take (%(default)s)")
     parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
 
 
-def read_answers(options: argparse.Namespace) -> Answers:
-    """Reads the answers that a command's flags name."""
+def read_answers(options: argparse.Namespace, split: str | None = None) -> Answers:
+    """Reads the answers that a command's flags name.
+
+    Args:
+        options: values of the flags of `add_answers_flags`, and of the split if there is such a flag.
+        split: the split, if a command always takes the same one.
+    """
     from llava.eval.sweep.grid import read_own_settings
     from scripts.bench.evidence.answering.answers import Answers
 
-    return Answers(options.answers_files, options.split, read_own_settings(options.model_path))
+    return Answers(options.answers_files, split or options.split, read_own_settings(options.model_path))

@@ -13,7 +13,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, parse_and_run
-from scripts.bench.evidence.answering.flags import add_answers_flags, read_answers
+from scripts.bench.evidence.answering.flags import add_answers_flags, add_published_split_flag, read_answers
 from scripts.bench.evidence.answering.scene_sets import MEASURES, SPLITS
 from scripts.bench.evidence.claims.published import CLAIMS_FILE, Claim, claimed_ways, read_claims, write_claims
 from scripts.bench.evidence.claims.verdicts import count_scenes
@@ -62,7 +62,8 @@ def update(claims: Sequence[Claim], cells: Mapping[tuple[str, str], Cell], shipp
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="claims", description="Write measured values into the file of claims.")
-    add_answers_flags(parser, published=True)
+    add_answers_flags(parser)
+    add_published_split_flag(parser)
     parser.add_argument("--shipped", default="seed 1", help="its name in the answers (%(default)s)")
     parser.add_argument("--command", required=True, help="the command that gave the answers, to be published")
     parser.add_argument("--date", type=date.fromisoformat, default=date.today(), help="of the measurement (today)")

@@ -51,8 +51,13 @@ def compare_ways(answers: Answers, ways: Sequence[Variant], sets: Sequence[str],
 
 def average(cells: Sequence[Cell]) -> list[str]:
     """Formats the mean number of tokens over sets, and the mean accuracy of each of `COLUMNS`."""
+    return [f"{fmean(cell.tokens for cell in cells):.1f}", *average_shares(cells)]
+
+
+def average_shares(cells: Sequence[Cell]) -> list[str]:
+    """Formats the mean accuracy over sets of each of `COLUMNS`; empty where none was asked its kinds."""
     shares = [[share for cell in cells for share in find_shares([cell], kinds)] for kinds in COLUMNS.values()]
-    return [f"{fmean(cell.tokens for cell in cells):.1f}", *(f"{fmean(own):.1f}" if own else "" for own in shares)]
+    return [f"{fmean(own):.1f}" if own else "" for own in shares]
 
 
 def find_shares(cells: Sequence[Cell], kinds: Sequence[str]) -> list[float]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import demo_model_path
-from scripts.bench.evidence.answering.flags import known_split
+from scripts.bench.evidence.answering.flags import add_split_flag
 from scripts.bench.evidence.answering.scene_sets import MIXED, MIXED_SETS
 from scripts.bench.evidence.answering.trees import STRUCTURE
 from scripts.bench.evidence.reading.trees import EXCHANGES, TREES
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="reading", description="Find what decides whether a sign is read.")
     parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint (default: the one that ships)")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), metavar="SET")
-    parser.add_argument("--split", type=known_split, default="validation", help="series of scenes (%(default)s)")
+    add_split_flag(parser)
     parser.add_argument("--scenes", type=integer(), default=400, help="scenes a set, one sign each (%(default)s)")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the marks to fill (%(default)s)")
     parser.add_argument("--threads", type=integer(), default=1)
