@@ -148,8 +148,8 @@ class QLIPConfig:
 
     tiling: Tiling = "image"
     """In models that were trained on tiles (LLaVA-1.6): one quadtree over the whole "image" instead of base and tiles;
-    or the base as it is, and a quadtree in each of the "tiles" of the resolution that suits the image. Other models do
-    not read it."""
+    or the base as it is, and a quadtree in each of the "tiles" of the resolution that suits the image. Other models
+    take "image" alone."""
 
     llm_positions: LLMPositions = "raster"
     """Positions in the language model: those on the native raster, or the usual running count."""

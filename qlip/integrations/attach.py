@@ -244,9 +244,14 @@ def find_tiles(model: nn.Module, vision: QLIPVisionModel, processor: Any) -> Nex
     """Finds how LLaVA-NeXT tiles images; None for other models.
 
     Raises:
-        ValueError: the settings want a quadtree in each tile, and the processor makes no tiles, or a question decides.
+        ValueError: the settings want a quadtree in each tile, and the model has no tiles, the processor makes none, or
+            a question decides.
     """
     if not isinstance(model, LlavaNextForConditionalGeneration):
+        if vision.qlip.tiling == "tiles":
+            raise ValueError(
+                f"tiling is 'tiles', for LlavaNextForConditionalGeneration alone; {type(model).__name__} takes 'image'"
+            )
         return None
     if vision.qlip.tiling == "tiles":
         plain = getattr(processor, "image_processor", processor)

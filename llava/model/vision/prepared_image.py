@@ -124,8 +124,9 @@ def prepare_leaves(
     Raises:
         ValueError: the settings don't go with tiles, or the budget is too small for them.
     """
-    if config is not None and has_tiles(config):
+    if config is not None:
         check_quadtree(config, settings)
+    if config is not None and has_tiles(config):
         side = side or cutter.native_size
         image = to_rgb(image)  # upright, before it is measured
         layout = lay_out(config, image.size, side)

@@ -36,9 +36,15 @@ def check_quadtree(config: Any, settings: QLIPConfig) -> None:
     """Checks that a quadtree can take the place of a model's tiles, if it was trained on them.
 
     Raises:
-        ValueError: the model joins tiles otherwise than to rows with newlines, or the question would decide on leaves.
+        ValueError: the settings ask for tiles, on which the model was not trained; or it joins them otherwise than to
+            rows with newlines, or the question would decide on leaves.
     """
     if not has_tiles(config):
+        if settings.tiling == "tiles":
+            raise ValueError(
+                "tiling is 'tiles', for models that were trained on tiles (LLaVA-1.6); this one's image_aspect_ratio is"
+                f" {getattr(config, 'image_aspect_ratio', None)!r}; give tiling='image' (--tiling image)"
+            )
         return
     if not takes_leaves(config):
         raise ValueError(

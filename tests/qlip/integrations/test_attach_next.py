@@ -169,6 +169,8 @@ def test_images_of_another_tiling_are_refused():
 def test_what_tiles_need_is_named_when_they_are_attached():
     with pytest.raises(ValueError, match="tiling is 'tiles', which the model's own processor makes .*; given is none"):
         qlip.attach(make_language_model("llava_next"), **IN_TILES)
+    with pytest.raises(ValueError, match="tiling is 'tiles', for LlavaNext.* alone; LlavaForCond.* takes 'image'"):
+        attached("llava", **IN_TILES)
     with pytest.raises(ValueError, match="budget is 'question'; allowed with tiling 'tiles' is 'score'"):
         attached("llava_next", **IN_TILES, budget="question")
 

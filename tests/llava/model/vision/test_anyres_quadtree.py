@@ -19,6 +19,7 @@ from llava.model.vision.prepared_image import prepare_leaves
 from llava.model.vision.preparer import Preparer
 from llava.serve.engine.params import QLIPOptions
 from llava.serve.engine.vision import VisionFrontend
+from llava.utils import demo_model_path
 from qlip import QLIPConfig
 from tests.llava.next_checkpoints import SETTINGS, make_next_checkpoint, next_model, oracle_inputs, picture
 
@@ -217,6 +218,17 @@ def test_gradients_reach_the_newline_and_the_projector(model, use, settings):
     trained = [model.model.image_newline, model.model.mm_projector[0].weight]
     assert all(weight.grad.abs().sum() > 0 for weight in trained)
     model.zero_grad()
+
+
+def test_a_model_without_tiles_takes_no_quadtree_in_each_tile():
+    """It would answer with one quadtree over the image, as if nothing had been asked."""
+    message = r"tiling is 'tiles', .*; this one's image_aspect_ratio is 'pad'; give tiling='image' \(--tiling image\)"
+    with pytest.raises(ValueError, match=message):
+        load_pretrained_model(demo_model_path(), device="cpu", qlip={"tiling": "tiles"})
+    _, model, processor, _ = load_pretrained_model(demo_model_path(), device="cpu", qlip=True)
+    vision = VisionFrontend(model, processor)
+    with pytest.raises(ValueError, match=message):
+        vision.prepare(picture(50, 50), IN_TILES)
 
 
 def test_what_does_not_go_with_tiles_is_named(folder, tmp_path, model):
