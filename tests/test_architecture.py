@@ -89,7 +89,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("llava.serve.web.*",),
     ("llava.eval.score.*",),
     ("llava.eval.run.*",),
-    ("llava.eval.sweep.*",),
+    ("llava.eval.review.*", "llava.eval.sweep.*"),
     ("llava.serve.*", "llava.eval.*", "llava.train.*"),
     ("llava", "llava.auto_classes"),
     ("playground.*",),

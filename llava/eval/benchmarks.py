@@ -46,8 +46,22 @@ SUBMITTED = (
             "test": "the test images of https://vizwiz.org/tasks-and-datasets/vqa/, as {dir}/test",
         },
     ),
+    Benchmark(
+        name="MM-Vet",
+        script="mmvet",
+        folder="mm-vet",
+        questions="llava-mm-vet.jsonl",
+        images="images",
+        data="`mm-vet/`: `images/` of its release",
+        measures=SERVER,
+        needs={
+            "llava-mm-vet.jsonl": ANNOTATIONS,
+            "images": "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip, its images as {dir}/images",
+        },
+        runner="model_vqa",
+    ),
 )
-"""Benchmarks whose labels are not public."""
+"""Benchmarks that a server scores."""
 
 
 def find_benchmarks() -> dict[str, Benchmark]:

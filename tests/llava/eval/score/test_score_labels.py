@@ -11,6 +11,7 @@ import pytest
 
 from llava.eval import (
     eval_cvbench,
+    eval_gpt_review_bench,
     eval_gqa,
     eval_mmbench,
     eval_mme,
@@ -22,7 +23,8 @@ from llava.eval import (
     eval_vstar,
 )
 from scripts import convert_vizwiz_for_submission, convert_vqav2_for_submission
-from tests.llava.eval.files import write_json, write_rows
+from tests.llava.eval.files import read_rows, write_json, write_rows
+from tests.llava.eval.review.judge_server import write_bench
 from tests.llava.eval.scoring import COLOURS, SUFFIX, TASKS, cv, gqa_question, problem, seed_question
 from tests.llava.eval.test_eval_mmbench import table
 
@@ -106,6 +108,14 @@ def realworldqa(folder: Path, fits: bool) -> Made:
     return asked, ["--question-file", str(asked)]
 
 
+def gpt_review_bench(folder: Path, fits: bool) -> Made:
+    flags = write_bench(folder)
+    asked = folder / "questions.jsonl"
+    if not fits:
+        write_rows(asked, [{**row, "image": "003.png"} for row in read_rows(asked)])
+    return asked, flags
+
+
 CASES: dict[str, tuple[Main, Callable[[Path, bool], Made], str]] = {
     "pope": (eval_pope.main, pope, "lacks 1 of the 2 random questions, for example 'Is there a car in the image?'"),
     "mme": (eval_mme.main, mme, "lacks 1 of 28 questions, for example 'OCR' / '1' / 'Is it none?'"),
@@ -116,6 +126,7 @@ CASES: dict[str, tuple[Main, Callable[[Path, bool], Made], str]] = {
     "mmbench": (eval_mmbench.main, mmbench, "1 of 3 questions have no answer, for example 3"),
     "vstar": (eval_vstar.main, vstar, "category is 'colours'"),
     "cvbench": (eval_cvbench.main, cvbench, "source is 'coco'"),
+    "gpt_review_bench": (eval_gpt_review_bench.main, gpt_review_bench, "does not describe '003.png'"),
     "realworldqa": (eval_realworldqa.main, realworldqa, "the row has no answer"),
 }
 

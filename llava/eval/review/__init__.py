@@ -1,0 +1,1 @@
+"""Reviews of answers by a judge, a language model behind the OpenAI protocol."""
