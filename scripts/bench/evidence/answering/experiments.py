@@ -1,7 +1,7 @@
 """The experiments: the rows of every table of docs/RESULTS.md.
 
 Settings that are not named are the shipped ones, but for the criterion. It is that of `BEFORE`, in which the tables
-were measured, except in "sizes", which has README's rows, "objects" and "page".
+were measured, except in "sizes", which has README's rows, "peers", "objects" and "page".
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from scripts.bench.evidence.answering.rival_ways import (
     list_budgets,
     list_dear_rivals,
     list_equal_flops,
+    list_peers,
     list_rivals,
     list_selected,
 )
@@ -260,6 +261,7 @@ EXPERIMENTS = MappingProxyType(
     {
         **{name: replace(each, ways=_lay_over(STRUCTURE, each.ways)) for name, each in MEASURED.items()},
         "sizes": Experiment([CLIP, SHIPPED, BEFORE], (*BY_SIZE, "noise 40")),
+        "peers": Experiment(list_peers(), (*BY_SIZE, f"{MIXED}ground photo")),
         "objects": Experiment(_objects(), MIXED_SETS),
         "page": Experiment(_page(), (DETAIL_SET,)),
     }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from scripts.bench.evidence.answering.trees import BY_SCORE, GRID, UNIFORM
-from scripts.bench.evidence.answering.variants import BEFORE, CLIP, Variant
+from scripts.bench.evidence.answering.variants import BEFORE, CLIP, SHIPPED, Variant
 
 BUDGET = 96
 """Tokens of comparisons at equal cost: one and a half times those of the demo model's native grid."""
@@ -43,6 +43,18 @@ SELECTED = (
     "two-pass crop, raster",
 )
 """Rivals that are asked what signs say, and for listings."""
+PEERS = (
+    "resize to 10 x 10",
+    "random quadtree",
+    "[CLS] pruning + merging, 57 of 11 x 11",
+    "PruMerge, adaptive, of 12 x 12",
+    "ToMe merging, 64 of 13 x 13",
+    "thumbnail + quadtree of 32",
+    "two-pass crop, raster",
+    "[CLS] pruning + merging, raster",
+    "ToMe merging, raster",
+)
+"""Rivals beside the shipped settings: six that compute as much as `BUDGET` tokens, three that cost more."""
 
 
 def list_quadtrees() -> list[Variant]:
@@ -128,5 +140,14 @@ def list_dear_rivals() -> list[Variant]:
 
 def list_selected() -> list[Variant]:
     """Lists `BEFORE`, and rivals at `BUDGET` and at its FLOPs, for signs and listings."""
+    return [CLIP, BEFORE, *_find_rivals(SELECTED)]
+
+
+def list_peers() -> list[Variant]:
+    """Lists the shipped settings, also with `BUDGET`, beside `PEERS`."""
+    return [CLIP, SHIPPED, Variant(f"QLIP, budget {BUDGET}", {"max_tokens": BUDGET}), *_find_rivals(PEERS)]
+
+
+def _find_rivals(names: Sequence[str]) -> list[Variant]:
     known = {way.name: way for way in (*list_rivals(), *list_equal_flops())}
-    return [CLIP, BEFORE, *(known[name] for name in SELECTED)]
+    return [known[name] for name in names]

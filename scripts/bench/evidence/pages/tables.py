@@ -12,6 +12,9 @@ from scripts.bench.evidence.answering.scene_sets import GROUND_SETS, KINDS, MEAS
 from scripts.bench.evidence.answering.variants import Variant
 from scripts.markdown_table import join_values
 
+BY_SET = ("sizes", "losses", "paper", "peers")
+"""Experiments whose tables have a column for each set."""
+
 
 def table(answers: Answers, ways: Sequence[Variant], name: str) -> str:
     """Formats a Markdown table of ways on one set; V* of each checkpoint, too, if there are several."""
@@ -80,12 +83,12 @@ def tables(answers: Answers) -> dict[str, str]:
     parts = {
         f"{name}: {chosen}": table(answers, experiment.ways, chosen)
         for name, experiment in EXPERIMENTS.items()
-        if name not in ("sizes", "losses", "paper", "equal-flops", "between", "choice", "reading", "listing")
+        if name not in (*BY_SET, "equal-flops", "between", "choice", "reading", "listing")
         for chosen in experiment.sets
     }
     equal, between = EXPERIMENTS["equal-flops"], EXPERIMENTS["between"]
     for name, kinds in (("V*", V_STAR), ("count", ("count",)), ("existence", ("existence",))):
-        for by_set in ("sizes", "losses", "paper"):
+        for by_set in BY_SET:
             parts[f"{by_set}: {name}"] = size_table(answers, EXPERIMENTS[by_set].ways, EXPERIMENTS[by_set].sets, kinds)
         by_size = [chosen for chosen in equal.sets if chosen not in GROUND_SETS]
         parts[f"equal-flops by size: {name}"] = size_table(answers, equal.ways, by_size, kinds)
