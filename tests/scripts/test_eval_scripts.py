@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.interpreter import start
-from tests.llava.eval.files import write_json, write_rows
+from tests.llava.eval.files import read_rows, write_json, write_rows
 from tests.llava.eval.scoring import TASKS, problem, seed_question
 from tests.scripts.eval_scripts import (
     COLOUR,
@@ -229,3 +229,27 @@ def test_realworldqa_from_its_hubs_files(run: Run, tmp_path: Path) -> None:
     parquet(data / "data" / "a.parquet", [{"image": image, "question": t, "answer": RIGHT[t]} for t in (COLOUR, COUNT)])
     run("realworldqa")
     assert score(data / "scores" / "llava-demo.json")["open"] == {"accuracy": 100.0, "questions": 2}
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "asked"),
+    [
+        ("qbench", [], "llvisionqa_dev"),
+        ("qbench", ["test"], "llvisionqa_test"),
+        ("qbench_zh", [], "质衡-问答-验证集"),
+        ("qbench_zh", ["test"], "质衡-问答-测试集"),
+    ],
+)
+def test_qbench(run: Run, tmp_path: Path, script: str, flags: list[str], asked: str) -> None:
+    """The test sets have no right answers."""
+    data, test = tmp_path / "qbench", "test" in flags
+    entry = {"img_path": picture(data / "images_llvisionqa" / "1.png"), "question": COLOUR, "question_type": 1}
+    entry |= {"question_concern": 1, "candidates": ["red", "purple"]} | ({} if test else {"correct_ans": "purple"})
+    write_json(data / f"{asked}.json", [entry])
+    done = run(script, *flags, "--max-tokens", "70")
+    upload = json.loads((data / "answers_upload" / asked / "llava-demo_max-tokens-70.json").read_text())
+    assert [{**row, "response": ""} for row in upload] == [{**entry, "response": ""}]
+    (row,) = read_rows(data / "answers" / asked / "llava-demo_max-tokens-70.jsonl")
+    assert ("在下列选项中选择一个:" in row["prompt"]) == (script == "qbench_zh")
+    scored = data / "scores" / asked / "llava-demo_max-tokens-70.json"
+    assert scored.exists() == (not test) == ("type 1" in done.stdout)

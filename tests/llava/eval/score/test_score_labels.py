@@ -16,6 +16,7 @@ from llava.eval import (
     eval_mmbench,
     eval_mme,
     eval_pope,
+    eval_qbench,
     eval_realworldqa,
     eval_science_qa,
     eval_seed,
@@ -116,6 +117,12 @@ def gpt_review_bench(folder: Path, fits: bool) -> Made:
     return asked, flags
 
 
+def qbench(folder: Path, fits: bool) -> Made:
+    entry = {"img_path": "1.jpg", "question": "Is it sharp?", "candidates": ["Yes", "No"]}
+    asked = write_json(folder / "llvisionqa_dev.json", [{**entry, "correct_ans": "No" if fits else "Perhaps"}])
+    return asked, ["--question-file", str(asked)]
+
+
 CASES: dict[str, tuple[Main, Callable[[Path, bool], Made], str]] = {
     "pope": (eval_pope.main, pope, "lacks 1 of the 2 random questions, for example 'Is there a car in the image?'"),
     "mme": (eval_mme.main, mme, "lacks 1 of 28 questions, for example 'OCR' / '1' / 'Is it none?'"),
@@ -127,6 +134,7 @@ CASES: dict[str, tuple[Main, Callable[[Path, bool], Made], str]] = {
     "vstar": (eval_vstar.main, vstar, "category is 'colours'"),
     "cvbench": (eval_cvbench.main, cvbench, "source is 'coco'"),
     "gpt_review_bench": (eval_gpt_review_bench.main, gpt_review_bench, "does not describe '003.png'"),
+    "qbench": (eval_qbench.main, qbench, "entry 0: correct_ans is 'Perhaps'; it must be one of Yes, No"),
     "realworldqa": (eval_realworldqa.main, realworldqa, "the row has no answer"),
 }
 
