@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, check_outputs, parse_and_run
-from llava.eval.score.rows import Row, find_texts, read_answers, read_labelled
+from llava.eval.score.prompts import check_prompts
+from llava.eval.score.rows import Row, find_texts, format_key, read_answers, read_labelled
 from llava.eval.score.score import write_json
 from llava.eval.score.vqa import normalise_answer
 
@@ -30,7 +31,13 @@ def convert(args: argparse.Namespace) -> None:
         return
     if args.result_upload_file is None:
         raise ValueError("--result-upload-file is needed with --result-file")
-    said = find_texts(questions, read_answers(args.result_file), args.result_file)
+    answers = read_answers(args.result_file)
+    said = find_texts(questions, answers, args.result_file)
+    asked = {key: row["text"] for key, row in questions.items() if isinstance(row.get("text"), str)}
+    check_prompts(args.result_file, answers, asked)
+    if unknown := answers.keys() - questions.keys():
+        found = f"{args.result_file} answers question {format_key(min(unknown))}"
+        raise ValueError(f"{found}, which {args.annotation_file} does not have")
     write_json(args.result_upload_file, submission(list(questions.values()), said))
     print(f"{args.result_upload_file}: {len(questions)} answers")
 

@@ -27,14 +27,14 @@ SOURCES = "questions.sources.json"
 SHARD = re.compile(r"(?P<start>.+)-\d+-of-(?P<count>\d+)\.parquet")
 
 
-def read_records(columns: Sequence[str], files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Reads the rows of Parquet files, one file after the other.
+def read_records(columns: Sequence[str], files: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Reads the rows of Parquet files, one file after the other, each with its place.
 
     Raises:
         FileNotFoundError: a file of a set that its name counts is missing.
         ValueError: a file is not a Parquet file, or a column is missing.
     """
-    from pyarrow import ArrowInvalid, parquet  # an extra
+    from pyarrow import ArrowException, ArrowInvalid, parquet  # an extra
 
     check_shards(files)
     for path in files:
@@ -47,8 +47,14 @@ def read_records(columns: Sequence[str], files: Sequence[Path]) -> Iterator[dict
             raise ValueError(f"{path} is not a Parquet file: {why}") from None
         if missing := [name for name in columns if name not in file.schema_arrow.names]:
             raise ValueError(f"{path} has no column {', '.join(missing)}")
-        for batch in file.iter_batches(BATCH, columns=list(columns)):
-            yield from batch.to_pylist()
+        number = 0
+        try:
+            for batch in file.iter_batches(BATCH, columns=list(columns)):
+                for row in batch.to_pylist():
+                    yield f"{path}: row {number}", row
+                    number += 1
+        except (ArrowException, OSError) as error:  # Arrow raises both for damaged pages
+            raise ValueError(f"{path} is damaged after row {number}: {error}; download it again") from None
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -95,12 +101,17 @@ def prepare(benchmark: Benchmark, folder: Path) -> int:
     sources = describe_files(files, folder)
     (folder / "images").mkdir(exist_ok=True)
     questions = []
-    for number, row in enumerate(read_records(benchmark.columns, files)):
-        made = benchmark.make_question(number, row)
+    for number, (place, row) in enumerate(read_records(benchmark.columns, files)):
+        try:
+            made = benchmark.make_question(number, row)
+        except ValueError as error:
+            raise ValueError(f"{place}: {str(error).removeprefix(f'row {number}: ')}") from None
         content = row["image"].get("bytes") if isinstance(row["image"], dict) else row["image"]
         ending = SIGNATURES.get(content[:2]) if isinstance(content, bytes) else None
         if ending is None:
-            raise ValueError(f"row {number}: image is not a JPEG, PNG or WebP file")
+            found = "null" if content is None else type(content).__name__
+            found = f"bytes that begin with {content[:4]!r}" if isinstance(content, bytes) else found
+            raise ValueError(f"{place}: image is {found}; it must be a JPEG, PNG or WebP file's bytes")
         name = f"images/{made['question_id']}{ending}"
         (folder / name).write_bytes(content)
         questions.append({**made, "image": name})

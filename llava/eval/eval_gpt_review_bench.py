@@ -21,7 +21,7 @@ from llava.eval.score.rows import Row, find_answers, read_answers, read_labelled
 if TYPE_CHECKING:
     from llava.eval.review.judge import Judge
 
-RULES = "https://github.com/haotian-liu/LLaVA/blob/main/llava/eval/table/rule.json"
+RULES = "https://raw.githubusercontent.com/haotian-liu/LLaVA/main/llava/eval/table/rule.json"
 DATA = "hf download liuhaotian/llava-bench-in-the-wild --repo-type dataset --local-dir {dir}"
 
 BENCHMARK = Benchmark(
@@ -81,7 +81,7 @@ def find_requests(args: argparse.Namespace) -> list[tuple[Row, str]]:
 
 
 def write_reviews(path: Path, requests: Sequence[tuple[Row, str]], judge: Judge) -> int:
-    """Writes the review of each question; those that the file has are kept.
+    """Writes the review of each question; those that the file has are kept, except where they give no scores.
 
     Returns:
         The number of reviews without scores.
@@ -90,24 +90,27 @@ def write_reviews(path: Path, requests: Sequence[tuple[Row, str]], judge: Judge)
         OSError: the judge cannot be reached, or the file cannot be written.
         ValueError: the file has other reviews, or something else.
     """
-    from llava.eval.run.answers.jsonl import append_row, read_rows, replace
+    from llava.eval.run.answers.jsonl import append_row, format_rows, read_rows, replace
     from llava.eval.run.answers.lock import only_run
 
     with only_run(path):
         begun = read_rows(path, "a review", lambda row: "tuple" in row, lambda line: line.startswith(b'{"id": '))
-        if not begun.whole:
-            replace(path, begun.content)
-        unread = 0
-        wanted = iter(_add_source(requests, judge.model))
+        wanted = {review["id"]: (review, request) for review, request in _add_source(requests, judge.model)}
+        scored = []
         for number, kept in begun.numbered:
-            review = next(wanted, (None, ""))[0]
+            review, _ = wanted.get(kept.get("id"), (None, ""))
             if review is None or any(kept.get(name) != value for name, value in review.items()):
                 raise ValueError(
                     f"{path}:{number} is of another judge, question or answer, so the file stays as it is; name"
                     " another one to write, or delete it"
                 )
-            unread += tuple(kept["tuple"]) == UNREAD
-        for review, request in wanted:
+            if tuple(kept["tuple"]) != UNREAD:
+                scored.append(kept)
+                del wanted[kept["id"]]
+        if not begun.whole or len(scored) < len(begun.numbered):
+            replace(path, format_rows(scored))
+        unread = 0
+        for review, request in wanted.values():
             text, scores = judge.review(request)
             append_row(path, {**review, "content": text, "tuple": list(scores)})
             unread += scores == UNREAD

@@ -27,7 +27,7 @@ def find_files(args: argparse.Namespace) -> list[Path]:
     elif folder is None:
         raise ValueError("give --files, or a folder of reviews by --dir")
     else:
-        files = sorted(folder.glob("*.jsonl"))
+        files = sorted(folder.rglob("*.jsonl"))  # a run called OWNER/MODEL has a folder
         if "review" not in str(folder):
             files = [file for file in files if file.name.startswith(BEGINNINGS)]
     names = {file: name_run(file) for file in files}

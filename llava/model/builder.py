@@ -17,7 +17,7 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.model.config import ImageLanguageConfig
 from llava.model.language_model.common import ImageLanguageModel
 from llava.model.loading.adapters import merge_adapter, read_adapter
-from llava.model.loading.base import find_base
+from llava.model.loading.base import find_base, warn_of_vocabulary
 from llava.model.loading.checkpoint import Checkpoint, inspect, require_tower
 from llava.model.loading.folder import NON_LORA_FILE, local_folder
 from llava.model.loading.options import check_auto, choose_options
@@ -202,8 +202,6 @@ def load_on_base(
         ValueError: weights are missing, or of another shape.
     """
     below = inspect(base, **hub)
-    if below.kind != "full":
-        raise ValueError(f"{base}, given as the base model, is a {below.kind} checkpoint; it must be a whole model")
     wanted, found = checkpoint.config.model_type, below.config.model_type
     if wanted != found:  # their weights have the same names, except for Qwen2's biases
         raise ValueError(f"{base}, given as the base model, is of type {found!r}; {checkpoint.folder} needs {wanted!r}")
@@ -231,6 +229,7 @@ def load_on_base(
     given = {*extra, *(adapter.whole if adapter else ())}
     check_complete(missing - given, base, checkpoint.folder)
     if vocabulary > config.vocab_size:
+        warn_of_vocabulary(checkpoint.folder, vocabulary, base, config.vocab_size, given)
         grow_vocabulary(model, vocabulary)
     config.pad_token_id = padding
     if padding == len(tokenizer):  # as training added it, so that the image tokens after it have the same ids
@@ -240,7 +239,7 @@ def load_on_base(
     fill_rows(model, known, len(tokenizer))
     check_projector(model, extra, extra_file(checkpoint))
     add_weights(model, extra, extra_file(checkpoint))
-    return merge_adapter(model, adapter) if adapter else model
+    return merge_adapter(model, adapter, extra) if adapter else model
 
 
 def take_tower_config(config: ImageLanguageConfig, below: Checkpoint, extra: Iterable[str]) -> None:

@@ -29,6 +29,9 @@ class ViTAdapter(ABC):
     pools: bool = True
     """Whether the model has a pooled output."""
 
+    patch_dropout: float = 0.0
+    """Share of the patches that the model leaves out in training."""
+
     def __init__(self, model: Any) -> None:
         self.model = model
 

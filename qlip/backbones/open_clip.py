@@ -66,6 +66,10 @@ class OpenCLIPAdapter(LibraryAdapter):
             mask = mask.expand(-1, heads, length, -1).flatten(0, 1)
         return super().run(layer, hidden, mask)
 
+    @property
+    def patch_dropout(self) -> float:  # type: ignore[override]
+        return getattr(self.model.patch_dropout, "prob", 0.0)
+
     def pre_norm(self, hidden: Tensor) -> Tensor:
         return self.model.ln_pre(hidden)
 

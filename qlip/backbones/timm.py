@@ -67,8 +67,12 @@ class TimmAdapter(LibraryAdapter):
     def checkpoints(self) -> bool:
         return self.model.grad_checkpointing
 
+    @property
+    def patch_dropout(self) -> float:  # type: ignore[override]
+        return getattr(self.model.patch_drop, "prob", 0.0)
+
     def pre_norm(self, hidden: Tensor) -> Tensor:
-        return self.model.norm_pre(hidden)
+        return self.model.norm_pre(self.model.pos_drop(hidden))
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         return self.model.norm(hidden)

@@ -92,9 +92,14 @@ class Attachment:
             leaf_grids: (B, 2) or None.
 
         Raises:
-            TypeError: whole images are not floating point.
+            TypeError: they are no tensors, or whole images are not floating point.
             ValueError: the tensors do not match each other, or this model's patches; or its tower takes no mask.
         """
+        if not hasattr(pixel_values, "__len__"):
+            raise TypeError(
+                f"pixel_values are a {type(pixel_values).__name__}; give what the attached processor makes of images,"
+                " or normalised tensors"
+            )
         if len(pixel_values) == 0:
             raise ValueError("pixel_values hold no image; give at least one, or leave them out for text alone")
         check_attention(self.vision.adapter.attention)  # it may have been set since `attach`

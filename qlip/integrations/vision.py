@@ -101,8 +101,18 @@ class ContrastiveMixin(AttachedPreTrainedMixin):
 class LibraryVisionMixin(AttachedMixin):
     """Mixin for the VisionTransformer of timm or open_clip."""
 
+    training: bool
+
     def forward(
-        self, x: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False, *, images: Any = None
+        self,
+        x: Any = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        *,
+        images: Any = None,
+        pixel_values: Any = None,
+        leaf_boxes: Tensor | None = None,
+        leaf_grids: Tensor | None = None,
     ) -> Tensor:
         """Computes (B, D), the output of the model itself: an embedding or its head's logits.
 
@@ -111,16 +121,27 @@ class LibraryVisionMixin(AttachedMixin):
             attn_mask: must be None; this and the next are timm's.
             is_causal: must be false.
             images: another name of `x`.
+            pixel_values: another one, and with the next two what the attached processor returns; see `Attachment.cut`.
+            leaf_boxes: int64 (B, N, 3), of packed images.
+            leaf_grids: int64 (B, 2), of packed images.
 
         Raises:
-            TypeError: no images, or under both names.
-            ValueError: a mask is given.
+            TypeError: no images, or under several names.
+            ValueError: a mask is given, or a model in training leaves out patches.
         """
-        if (x is None) == (images is None):
-            raise TypeError(f"images are {'missing' if x is None else 'given twice'}; give them once, as x or images")
+        given = [value for value in (x, images, pixel_values) if value is not None]
+        if len(given) != 1:
+            raise TypeError(
+                f"images are {'given twice' if given else 'missing'}; give them once, as x, images or pixel_values"
+            )
         if attn_mask is not None or is_causal:
-            given = "is_causal is true" if attn_mask is None else "attn_mask is given"
-            raise ValueError(f"{given}; an attached model makes its own mask, as its tokens are leaves; leave it out")
+            mask = "is_causal is true" if attn_mask is None else "attn_mask is given"
+            raise ValueError(f"{mask}; an attached model makes its own mask, as its tokens are leaves; leave it out")
         vision = self.attachment.vision
-        cuts = self.attachment.cut(images if x is None else x, None, None)
+        if self.training and vision.adapter.patch_dropout:
+            raise ValueError(
+                f"the model leaves out {vision.adapter.patch_dropout:g} of its patches in training, an attached model"
+                " none; set its patch_drop (timm) or patch_dropout (open_clip) to torch.nn.Identity()"
+            )
+        cuts = self.attachment.cut(given[0], leaf_boxes, leaf_grids)
         return vision.pool(vision.hidden_states(cuts, (vision.adapter.depth,)))

@@ -120,7 +120,8 @@ def test_mm_vet_gets_an_answer_by_its_own_name_of_the_question(tmp_path: Path) -
     ("said", "asked", "words"),
     [
         ({0: "A cat.", "v1_0": "2"}, (0,), "answers v1_0 twice, as 'v1_0' and as '0'"),
-        ({0: "A cat."}, (0, 1), "lacks the answers to 1 of 2 questions, for example '1'"),
+        ({0: "A cat."}, (0, 1), "lacks the answers to 1 of 2 questions, for example 'v1_1'"),
+        ({0: "A cat.", 2: "Two."}, (0,), "answers question 'v1_2', which"),
     ],
 )
 def test_mm_vet_gets_one_answer_to_each_question(
@@ -132,3 +133,15 @@ def test_mm_vet_gets_one_answer_to_each_question(
     assert convert_mmvet_for_eval.main(flags) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+def test_mm_vet_gets_no_answers_to_another_benchmark(tmp_path: Path, capsys: Any) -> None:
+    """Many benchmarks number their questions from 0."""
+    answers = write_answers(tmp_path / "a.jsonl", {0: "yes"}, {0: "Is there a dog?"})
+    questions = write_rows(tmp_path / "q.jsonl", [{"question_id": "v1_0", "text": "What is x?"}])
+    flags = ["--src", str(answers), "--dst", str(tmp_path / "out.json"), "--question-file", str(questions)]
+    assert convert_mmvet_for_eval.main(flags) == 2
+    assert "the answer to 'v1_0' is to another question: its prompt is 'Is there a dog?'" in capsys.readouterr().err
+    assert convert_mmvet_for_eval.main(["--check", str(questions)]) == 0
+    assert convert_mmvet_for_eval.main(["--src", str(answers)]) == 2
+    assert "--dst is needed with --src" in capsys.readouterr().err

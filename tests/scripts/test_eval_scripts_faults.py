@@ -57,10 +57,14 @@ def test_help_says_what_a_script_does_and_reads(run: Run, tmp_path: Path) -> Non
 NEEDED = {
     "cvbench": "cv-bench",
     "gqa": "gqa/llava_gqa_testdev_balanced.jsonl",
+    "llavabench": "llava-bench-in-the-wild/questions.jsonl",
     "mmbench": "mmbench/mmbench_dev_20230712.tsv",
     "mmbench_cn": "mmbench_cn/mmbench_dev_cn_20231003.tsv",
     "mme": "MME/llava_mme.jsonl",
+    "mmvet": "mm-vet/llava-mm-vet.jsonl",
     "pope": "pope/llava_pope_test.jsonl",
+    "qbench": "qbench/llvisionqa_dev.json",
+    "qbench_zh": "qbench/质衡-问答-验证集.json",
     "realworldqa": "realworldqa",
     "seed": "seed_bench/llava-seed-bench.jsonl",
     "sqa": "scienceqa/llava_test_CQM-A.json",
@@ -113,8 +117,8 @@ def test_every_script_checks_its_labels_before_it_answers() -> None:
     common = (SCRIPTS / "common.sh").read_text()
     assert re.search(r"^run_benchmark\(\) \{\n    check_labels\n    ask ", common, re.MULTILINE)
     for path in SCRIPTS.glob("*.sh"):
-        if path.stem not in ("common", "mmbench_cn"):  # the latter runs mmbench.sh
-            whole, single = r"^run_benchmark$", r"^([^\n]+\|\| )?check(_labels$|\b[^\n]+--check$)\nask "
+        if path.stem not in ("common", "mmbench_cn", "qbench_zh"):  # these run mmbench.sh and qbench.sh
+            whole, single = r"^run_benchmark$", r"^([^\n]+\|\| )?check(_labels$|\b[^\n]+--check( \S+)?$)\nask "
             assert re.search(f"{whole}|{single}", path.read_text(), re.MULTILINE), path.name
 
 
@@ -189,16 +193,31 @@ def test_popes_label_files_are_named_by_the_commit_that_fits(run: Run, tmp_path:
 def test_a_hubs_file_must_have_its_columns_and_pictures(run: Run, tmp_path: Path) -> None:
     data = tmp_path / "realworldqa"
     parquet(data / "data" / "a.parquet", [{"image": {"bytes": b"text", "path": ""}, "question": "?", "answer": "A"}])
-    assert "row 0: image is not a JPEG, PNG or WebP file" in run("realworldqa", check=2).stderr
+    assert (
+        "a.parquet: row 0: image is bytes that begin with b'text'; it must be a JPEG, PNG or WebP file"
+        in run("realworldqa", check=2).stderr
+    )
     (data / "data" / "._a.parquet").write_bytes(b"Mac")  # what macOS adds is passed over
     (data / "data" / "b.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00")
     parquet(data / "data" / "a.parquet", [{"image": {"bytes": PICTURE, "path": ""}, "question": "?", "answer": "A"}])
     assert "b.parquet is not a Parquet file: git-lfs has left a pointer" in run("realworldqa", check=2).stderr
     (data / "data" / "b.parquet").unlink()
     parquet(data / "data" / "a.parquet", [{"image": {"path": "a.jpg"}, "question": "?", "answer": "A"}])
-    assert "row 0: image is not a JPEG, PNG or WebP file" in run("realworldqa", check=2).stderr
+    assert "a.parquet: row 0: image is null; it must be a JPEG, PNG or WebP file" in run("realworldqa", check=2).stderr
     (data / "data" / "a.parquet").rename(data / "data" / "test-00000-of-00002.parquet")
     error = run("realworldqa", check=2).stderr  # a download that was stopped
     assert "lacks 1 of 2 files, for example test-00001-of-00002.parquet; download the rest" in error
     (data / "data" / "test-00000-of-00002.parquet").rename(data / "data" / "a.txt")
     assert "there is no .parquet file" in run("realworldqa", check=2).stderr
+
+
+def test_a_hubs_file_that_is_damaged_inside_is_named(run: Run, tmp_path: Path) -> None:
+    """Its footer, which is read first, is whole."""
+    file = tmp_path / "realworldqa" / "data" / "a.parquet"
+    row = {"image": {"bytes": PICTURE}, "question": "How many are there?", "answer": "3"}
+    parquet(file, [row] * 20)
+    content = bytearray(file.read_bytes())
+    content[4:400] = bytes(396)
+    file.write_bytes(content)
+    said = run("realworldqa", check=2).stderr
+    assert f"{file.relative_to(tmp_path)} is damaged after row 0: " in said and "; download it again" in said

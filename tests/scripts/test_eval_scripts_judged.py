@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from llava.eval import summarize_gpt_review
 from tests.llava.eval.files import read_rows, write_rows
 from tests.llava.eval.review.judge_server import QUESTIONS, serve_judge, write_bench
 from tests.scripts.eval_scripts import COLOUR, COUNT, RIGHT, Run, picture, questions, score
 
 
-def test_llavabench_is_answered_then_reviewed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_llavabench_is_answered_then_reviewed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without a judge the answers are all; with one the same command goes on from there."""
     data = tmp_path / "llava-bench-in-the-wild"
     write_bench(data)
@@ -35,6 +38,12 @@ def test_llavabench_is_answered_then_reviewed(run: Run, tmp_path: Path, monkeypa
         "relative": 50.0, "reference": 90.0, "model": 45.0, "questions": 2, "unread": 0,
     }  # fmt: skip
     assert "llava_bench_detail" in done.stdout
+    with serve_judge("5 5") as judge:  # a name of the hub's form has a folder
+        monkeypatch.setenv("OPENAI_BASE_URL", judge.url)
+        run("llavabench", CKPT="org/model")
+    assert score(data / "scores" / "org" / "model.json")["all"]["relative"] == 100.0
+    assert summarize_gpt_review.main(["--dir", str(data / "reviews")]) == 0
+    assert capsys.readouterr().out.count("relative") == 2
 
 
 def test_llavabench_names_what_is_missing(run: Run, tmp_path: Path) -> None:
@@ -43,7 +52,7 @@ def test_llavabench_names_what_is_missing(run: Run, tmp_path: Path) -> None:
     (data / "rule.json").unlink()
     said = run("llavabench", check=3).stderr
     assert f"{data.relative_to(tmp_path)}/rule.json is missing" in said
-    assert "https://github.com/haotian-liu/LLaVA/blob/main/llava/eval/table/rule.json" in said
+    assert "https://raw.githubusercontent.com/haotian-liu/LLaVA/main/llava/eval/table/rule.json" in said
 
 
 def test_mmvet_writes_what_its_judge_takes(run: Run, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ SYSTEM = "You are a helpful and precise assistant for checking the quality of th
 TEMPERATURE = 0.2
 RETRIES = 8
 """Of a request that the server is too busy for, or that gets lost, each after a longer pause."""
+SHOWN = 200
+"""Characters of an odd reply in a message."""
 ROUNDS = 3
 """How often the judge is asked for a review with scores."""
 
@@ -77,9 +79,18 @@ class Judge:
             said = error.body.get("message") if isinstance(error.body, dict) else None
             fault = f"answers {error.status_code}: {said or error.response.reason_phrase}"
             raise OSError(self._describe(fault)) from None
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: no JSON
             raise OSError(self._describe(f"gives no answer: {error}")) from None
-        return reply.choices[0].message.content or "" if reply.choices else ""
+        return self._read(reply)
+
+    def _read(self, reply: Any) -> str:
+        """Reads the review in a reply; gateways and login pages also say with status 200 that there is none."""
+        choices = getattr(reply, "choices", None)
+        text = getattr(getattr(choices[0], "message", None), "content", None) if choices else None
+        if not isinstance(text, str):
+            said = reply if isinstance(reply, str) else getattr(reply, "error", None) or reply
+            raise OSError(self._describe(f"gives no answer, but {str(said)[:SHOWN]!r}"))
+        return text
 
     def _describe(self, fault: str) -> str:
         """Names the server and the model of a fault, without the key, which servers may repeat."""

@@ -16,6 +16,9 @@ from llava.text import check_encodable
 CATEGORY = "llava_bench_"
 """Begins the names of LLaVA-Bench's categories in rule.json and in reviews; its questions have them without."""
 
+SHOWN = 80
+"""Characters of a value in a message."""
+
 UNREAD = (-1.0, -1.0)
 """Scores of a review that gives none, as LLaVA writes them."""
 
@@ -89,26 +92,38 @@ def read_reviews(path: Path) -> list[Row]:
     """Reads a file of reviews.
 
     Raises:
-        ValueError: a line has no question_id or pair of scores (`tuple`, earlier `score`), or there is none.
+        ValueError: a line has no question_id or pair of scores (`tuple`, earlier `score`), or a category that is no
+            text; a question appears twice, or there is none.
     """
-    reviews = []
+    reviews: list[Row] = []
+    known: set[str] = set()
     for number, row in read_json_lines(path):
         place = f"{path}:{number}"
         check_object(place, row, ("question_id",))
-        pair = row.get("tuple", row.get("score"))
-        if not (isinstance(pair, list) and len(pair) == 2 and all(type(value) in (int, float) for value in pair)):
-            raise ValueError(f"{place}: tuple is {pair!r}; it must hold the scores of two answers")
+        pair, category = row.get("tuple", row.get("score")), row.get("category", "")
+        if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_score, pair))):
+            raise ValueError(f"{place}: tuple is {str(pair)[:SHOWN]}; it must hold the scores of two answers")
+        check_text(f"{place}: category", category)
+        if (name := id_text(row["question_id"])) in known:
+            raise ValueError(f"{place}: question_id {name!r} appears twice")
+        known.add(name)
         reviews.append({**row, "tuple": tuple(pair)})
     if not reviews:
         raise ValueError(f"{path} holds no reviews")
     return reviews
 
 
+def _is_score(value: Any) -> bool:
+    """Whether a value is a number that can be averaged; `UNREAD` has the smallest."""
+    return type(value) in (int, float) and -1 <= value <= 100
+
+
 def average_scores(name: str, reviews: Iterable[Row], ignored: Sequence[str] = ()) -> Score:
     """Averages the scores of reviews, over all and by category.
 
     "relative" is the model's mean in % of the reference's; "reference" and "model" are the means, times 10 as LLaVA
-    prints them. Reviews without scores are left out and counted as "unread"; LLaVA averages their -1.
+    prints them. Reviews without scores are left out and counted as "unread"; LLaVA averages their -1. A group without
+    any scores has no averages.
 
     Args:
         name: of the reviews.
@@ -116,7 +131,7 @@ def average_scores(name: str, reviews: Iterable[Row], ignored: Sequence[str] = (
         ignored: question_id of questions to leave out.
 
     Raises:
-        ValueError: no review of a category has scores, or all its reference's are 0.
+        ValueError: all scores of the reference in a group are 0, or no review is left.
     """
     pairs: dict[str, list[tuple[float, float]]] = {"all": []}
     for row in reviews:
@@ -128,8 +143,10 @@ def average_scores(name: str, reviews: Iterable[Row], ignored: Sequence[str] = (
 
 def _average(place: str, pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
     given = [pair for pair in pairs if pair != UNREAD]
+    if not pairs:
+        raise ValueError(f"{place}: no review is left")
     if not given:
-        raise ValueError(f"{place}: none of {len(pairs)} reviews has scores")
+        return {"questions": 0, "unread": len(pairs)}
     reference, model = (sum(values) / len(given) for values in zip(*given, strict=True))
     if not reference:
         raise ValueError(f"{place}: the reference's scores are 0, so that nothing is relative to them")

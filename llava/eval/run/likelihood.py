@@ -70,6 +70,9 @@ def read_choice(question: Row, image_folder: Path) -> Choice:
             raise ValueError(f"{annotation} has no question, or no list of options")
         if len(content["options"]) < 2:
             raise ValueError(f"{annotation} lists {len(content['options'])} options; there must be at least two")
+        for text in (content["question"], *content["options"]):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{annotation}: {text!r} is the question or an option; it must be text")
         others = [letter for letter in letters(26) if letter != label]
         return Choice(content["question"], dict(zip([label, *others], content["options"], strict=False)))
     before, options = split_options(question["text"])

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ANNOTATIONS = "LLaVA's eval.zip, unpacked there: https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md"
+ANNOTATIONS = (
+    "LLaVA's eval.zip, unpacked in EVAL_DIR: https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md"
+)
 """Where LLaVA's question files are."""
 
 MakeQuestion = Callable[[int, Mapping[str, Any]], dict[str, Any]]

@@ -61,7 +61,10 @@ def labelled_main(prog: str, benchmark: str, fields: Sequence[str], score: Score
         said = results.by("question_id")
         texts = results.texts(questions, said)
         check_prompts(results.path, said, {key: row["text"] for key, row in questions.items()})
-        return score(list(questions.values()), texts)
+        try:
+            return score(list(questions.values()), texts)
+        except ValueError as error:
+            raise ValueError(f"{args.question_file}: {error}") from None
 
     parser = score_parser(prog, f"Score answers to {benchmark}.")
     help_text = f"questions, JSON lines with {', '.join(fields)} among their fields"

@@ -42,7 +42,7 @@ def check_prompts(
         if isinstance(prompt, str) and prompt.strip() and not same(prompt, text):
             raise ValueError(
                 f"{path}: the answer to {format_key(key)} is to another question: its prompt is {_cut(prompt)}, and the"
-                f" question is {_cut(text)}; name the answers to these questions with --result-file"
+                f" question is {_cut(text)}; give the file of the answers to these questions"
             )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from llava.model.llava_arch import MPT_NAMES
-from llava.model.loading.checkpoint import LORA_FILE
+from llava.model.loading.checkpoint import ADAPTER_FILES, LORA_FILE
 from llava.model.loading.files import load_tensors, read_json
-from llava.model.loading.weights import add_weights, llava_name, our_name
+from llava.model.loading.weights import TOWER, add_weights, llava_name, our_name
 
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-MATRIX = re.compile(r"^(?P<layer>.+)\.(?P<part>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))(?:\.weight)?$")
+MATRIX = re.compile(
+    r"^(?P<layer>.+)\.(?P<part>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))(?:\.default)?(?:\.weight)?$"
+)
+PREFIX = "base_model.model."
+"""Begins the names in peft's files."""
 BIAS = re.compile(r"\.lora_B\.bias$")
 PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 LANGUAGE_LAYERS = {"model.layers", "model.blocks"}
@@ -54,13 +58,18 @@ def read_adapter(folder: Path) -> Adapter:
     whole = {}
     for name, tensor in load_tensors(file).items():
         if match := MATRIX.match(our_name(name)):
+            if not name.startswith(PREFIX) or ".default." in name:
+                raise ValueError(
+                    f"{file} calls a matrix {name!r}; peft's own files begin with {PREFIX!r} and name no adapter"
+                    " ('.default'): save it with the model's save_pretrained, or rename it"
+                )
             layers.setdefault(match["layer"], {})[match["part"]] = tensor
         elif not BIAS.search(name):
             whole[our_name(name)] = tensor
     return Adapter(folder, file, read_adapter_config(folder), layers, whole)
 
 
-def merge_adapter(model: Any, adapter: Adapter) -> Any:
+def merge_adapter(model: Any, adapter: Adapter, extra: Collection[str] = ()) -> Any:
     """Merges an adapter into a model.
 
     Only layers that the file has matrices for are adapted: LLaVA's lists of names ("q_proj", ...) also match the vision
@@ -69,6 +78,7 @@ def merge_adapter(model: Any, adapter: Adapter) -> Any:
     Args:
         model: the whole model, vision tower included; changed in place.
         adapter: from `read_adapter`; its configuration is changed.
+        extra: names of weights that were added to the model beside it.
 
     Returns:
         The model.
@@ -79,6 +89,7 @@ def merge_adapter(model: Any, adapter: Adapter) -> Any:
     from peft import PeftModel  # here, since it takes seconds to import and few checkpoints need it
 
     check_adapter(model, adapter)
+    check_saved(model, adapter, extra)
     add_weights(model, adapter.whole, adapter.file)
     restrict(adapter.config, sorted(adapter.layers))
     with warnings.catch_warnings():
@@ -100,16 +111,26 @@ def adapter_file(folder: Path) -> Path:
 
 
 def read_adapter_config(folder: Path) -> Any:
-    """Reads the peft configuration of a LoRA adapter."""
+    """Reads the peft configuration of a LoRA adapter.
+
+    Raises:
+        ValueError: it is damaged, not a LoRA's, or a rank or alpha is no positive number.
+    """
     from peft import LoraConfig
 
     file = folder / LORA_FILE
     if (kind := read_json(file).get("peft_type")) != "LORA":
         raise ValueError(f"{file}: peft_type is {kind!r}; allowed is 'LORA'")
     try:
-        return LoraConfig.from_pretrained(folder)
+        config = LoraConfig.from_pretrained(folder)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from error
+    for name, patterns in (("r", config.rank_pattern), ("lora_alpha", config.alpha_pattern)):
+        for value in (getattr(config, name), *(patterns or {}).values()):
+            if type(value) not in ((int,) if name == "r" else (int, float)) or not 0 < value < math.inf:
+                kind = "integer" if name == "r" else "number"
+                raise ValueError(f"{file}: {name} is {value!r}; it must be a positive {kind}")
+    return config
 
 
 def check_adapter(model: nn.Module, adapter: Adapter) -> None:
@@ -126,6 +147,24 @@ def check_adapter(model: nn.Module, adapter: Adapter) -> None:
             f"{adapter.file} lacks the matrices of {len(lacking)} layers that {LORA_FILE} targets, for example "
             f"{lacking[0]!r}"
         )
+
+
+def check_saved(model: nn.Module, adapter: Adapter, extra: Collection[str]) -> None:
+    """Raises ValueError unless all weights of the modules that were trained in full (`modules_to_save`) are given.
+
+    Args:
+        model: the whole model; of weights that two modules share, one is enough.
+        adapter: the adapter.
+        extra: names of weights that are given beside it.
+    """
+    wanted = tuple(adapter.config.modules_to_save or ())
+    saved = [name for name, _ in model.named_modules() if name.endswith(wanted) and not name.startswith(TOWER)]
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    given = {id(weights[name]) for name in (*adapter.whole, *extra) if name in weights}
+    for module in saved if wanted else ():
+        for name, weight in weights.items():
+            if name.startswith(f"{module}.") and id(weight) not in given:
+                raise ValueError(f"{adapter.file} lacks {name!r}, which {LORA_FILE} says was trained (modules_to_save)")
 
 
 def check_pair(name: str, layer: nn.Module, parts: Mapping[str, Tensor], rank: int, file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from llava.model.loading.checkpoint import Checkpoint, find_kind
 from llava.model.loading.folder import local_folder
 
 logger = logging.getLogger(__name__)
+
+ADDED_BY_TRAINING = 4
+"""Most rows that LLaVA's training adds: a padding token, and three tokens of images."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
+"""Ends the name of a vocabulary's table."""
 
 
 def find_base(
@@ -32,7 +38,10 @@ def find_base(
             f"{model_path} is a {checkpoint.kind} checkpoint: it needs its language model; give model_base"
             " (--model-base)"
         )
-    return local_folder(str(model_base), **hub)
+    base = local_folder(str(model_base), **hub)
+    if (kind := find_kind(base)) != "full":
+        raise ValueError(f"{base}, given as the base model, is a {kind} checkpoint; it must be a whole model")
+    return base
 
 
 def check_unneeded_base(model_base: str) -> None:
@@ -49,3 +58,21 @@ def check_unneeded_base(model_base: str) -> None:
             f"{model_base}, given as the base model, is a {kind} checkpoint; it must be a whole model: swap"
             " --model-path and --model-base"
         )
+
+
+def warn_of_vocabulary(folder: Path, rows: int, base: Path, known: int, given: Collection[str]) -> None:
+    """Warns where a base lacks more rows of a checkpoint's vocabulary than training adds, and nothing gives them.
+
+    Args:
+        folder: the checkpoint.
+        rows: of its vocabulary.
+        base: the base model.
+        known: rows of that one's.
+        given: names of the weights that the checkpoint holds whole.
+    """
+    if rows - known > ADDED_BY_TRAINING and not any(name.endswith(EMBEDDINGS) for name in given):
+        logger.warning(
+            "%s has a vocabulary of %d, its base %s of %d, and nobody gives the missing rows, which become the mean of"
+            " the others; is it the base that was trained on?",
+            folder, rows, base, known,
+        )  # fmt: skip

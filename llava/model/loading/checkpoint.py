@@ -28,6 +28,8 @@ from llava.model.multimodal_projector.builder import check_projector_type
 Kind = Literal["full", "projector", "lora"]
 
 LORA_FILE = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+"""Files of an adapter's weights, in peft's order."""
 FURTHER_CONFIGS = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
 
 
@@ -50,7 +52,7 @@ def inspect(folder: Path, **hub: Any) -> Checkpoint:
         **hub: `cache_dir`, `token`, ..., where a tower's configuration has to be looked up.
 
     Raises:
-        FileNotFoundError: it has no config.json.
+        FileNotFoundError: it has no config.json, or a LoRA's weights without their configuration.
         ValueError: its config.json is not a LLaVA checkpoint's, needs what is not supported, or is wrong; or
             another of its JSON files is damaged.
     """
@@ -100,9 +102,16 @@ def name_dtypes(values: dict[str, Any]) -> None:
 
 
 def find_kind(folder: Path) -> Kind:
-    """Finds by its files whether a folder holds a LoRA, a projector alone, or neither."""
+    """Finds by its files whether a folder holds a LoRA, a projector alone, or neither.
+
+    Raises:
+        FileNotFoundError: it holds the weights of a LoRA without their configuration.
+    """
     if (folder / LORA_FILE).is_file():
         return "lora"
+    alone = [name for name in ADAPTER_FILES if (folder / name).is_file()]
+    if alone and not weight_files(folder):
+        raise FileNotFoundError(f"{folder} has {alone[0]} but no {LORA_FILE}, which says how to add it to its base")
     return "full" if weight_files(folder) or not (folder / PROJECTOR_FILE).is_file() else "projector"
 
 

@@ -136,12 +136,14 @@ def load_tensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file, device)
         state = torch.load(file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise damaged(file, error) from error
     except UnpicklingError as error:
         raise ValueError(
             f"{file} is damaged, or holds Python objects, which are never loaded (weights_only); allowed are tensors"
         ) from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # torch takes any bytes for instructions, which fail in any way
+        raise damaged(file, error) from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"{file} holds something other than named tensors")
     return dict(state)

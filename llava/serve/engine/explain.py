@@ -71,7 +71,13 @@ class Explanation:
     """The images' attributions, in the order of the prompt."""
 
     def draw(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-        """Draws each picture with the heat of its leaves, on one scale; see `qlip.draw_weights`."""
+        """Draws each picture with the heat of its leaves, on one scale; see `qlip.draw_weights`.
+
+        Raises:
+            ValueError: there are more or fewer pictures than images.
+        """
+        if len(pictures) != len(self.images):
+            raise ValueError(f"{len(pictures)} pictures are given; the answer is about {len(self.images)}")
         top = max(float(part.weights.max()) for part in self.images)
         pairs = zip(pictures, self.images, strict=True)
         return [draw_weights(picture, part.leaves, part.weights, part.frame, top) for picture, part in pairs]
@@ -144,8 +150,11 @@ def tokenize_answer(engine: Engine, asked: Conversation, answer: str) -> tuple[T
         The prompt's ids, int64 (L,), IMAGE_TOKEN_INDEX where an image goes, and the answer's, int64 (A,).
 
     Raises:
-        ValueError: the answer is empty.
+        TypeError: the answer is no text.
+        ValueError: it is empty.
     """
+    if not isinstance(answer, str):
+        raise TypeError(f"answer is {answer!r}; it must be text")
     if not answer.strip():
         raise ValueError("the answer is empty; there is nothing to explain")
     prompt, answered = asked.get_prompt(), asked.copy()

@@ -81,8 +81,10 @@ class VisionFrontend:
         Raises:
             ValueError, TypeError: an option is out of range or above the server's limit, or the model has no quadtree.
         """
-        if not isinstance(options, QLIPOptions):
+        if options is None or isinstance(options, QLIPConfig):
             return options
+        if not isinstance(options, QLIPOptions):
+            raise TypeError(f"qlip is {options!r}; it must be QLIPOptions, such as QLIPOptions(alpha=0.5)")
         changes = options.changes()
         if options.enabled is False and changes:
             raise ValueError(f"qlip is not enabled, so it takes no {', '.join(changes)}")

@@ -6,7 +6,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 benchmark llavabench
 ANSWERS=$DIR/answers/$NAME.jsonl
-REVIEWS=$DIR/reviews/$NAME${JUDGE:+_${JUDGE//\//-}}.jsonl
+REVIEWED=$NAME${JUDGE:+_${JUDGE//\//-}}
+REVIEWS=$DIR/reviews/$REVIEWED.jsonl
 
 check_labels
 ask "$DIR/answers/$NAME" "$ANSWERS"
@@ -15,4 +16,4 @@ if [[ -z ${OPENAI_API_KEY:-}${OPENAI_BASE_URL:-} ]]; then
     exit 0
 fi
 "$PYTHON" -m "$SCORER" --question "$QUESTIONS" "${LABELS[@]}" "$ANSWERS" --output "$REVIEWS" ${JUDGE:+--judge "$JUDGE"}
-"$PYTHON" -m llava.eval.summarize_gpt_review --files "$REVIEWS" --json "${SCORE_FILE:-$DIR/scores/$(basename "$REVIEWS" .jsonl).json}"
+"$PYTHON" -m llava.eval.summarize_gpt_review --files "$REVIEWS" --json "${SCORE_FILE:-$DIR/scores/$REVIEWED.json}"

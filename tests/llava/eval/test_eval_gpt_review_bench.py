@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,40 @@ def test_a_review_without_scores_is_asked_for_again(
     rows = read_rows(tmp_path / "reviews" / "model.jsonl")
     assert [(row["content"], row["tuple"]) for row in rows[:2]] == [("8 2", [8, 2]), ("None at all.", [-1, -1])]
     assert "3 reviews, 1 without scores" in capsys.readouterr().out
+    with serve_judge("7 5") as judge:
+        assert eval_gpt_review_bench.main([*flags, "--base-url", judge.url]) == 0
+    assert len(judge.requests) == 1
+    assert sorted((row["id"], row["tuple"]) for row in read_rows(tmp_path / "reviews" / "model.jsonl")) == [
+        (1, [8, 2]), (2, [7, 5]), (3, [9, 9]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ({"error": {"message": "Rate limit exceeded", "code": 429}}, "Rate limit exceeded"),
+        ({"choices": []}, "gives no answer, but "),
+        ({"choices": [{"index": 0, "message": None}]}, "gives no answer, but "),
+        (
+            {"choices": [{"index": 0, "message": {"content": [{"type": "text", "text": "8 7"}]}}]},
+            "gives no answer, but ",
+        ),
+        ([], "gives no answer, but '[]'"),
+        (b"<html>Log in</html>", "gives no answer, but '<html>Log in</html>'"),
+        (b'{"choices": [', "gives no answer: "),
+    ],
+    ids=["error", "no choice", "no message", "parts", "list", "page", "cut"],
+)
+def test_a_reply_of_status_200_without_a_review_is_the_judges_fault(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], reply: Any, message: str
+) -> None:
+    """As gateways and login pages reply. Nothing is written, so that the same command asks again."""
+    with serve_judge(reply) as judge:
+        assert eval_gpt_review_bench.main([*flags, "--base-url", judge.url]) == 2
+    said = capsys.readouterr().err
+    assert f"the judge gpt-4-0613 at {judge.url}/ gives no answer" in said and message in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "reviews" / "model.jsonl").exists()
 
 
 @pytest.mark.parametrize("change", ["answer", "judge"])

@@ -50,4 +50,4 @@ def test_a_label_is_an_option_of_its_question(tmp_path: Path, capsys: pytest.Cap
     row = {"question_id": 0, "image": "i.jpg", "text": COLOURS, "label": "Z", "category": "direct_attributes"}
     questions = write_rows(tmp_path / "q.jsonl", [row])
     assert eval_vstar.main(["--question-file", str(questions), "--check", str(questions)]) == 2
-    assert "question 0: label is 'Z'; it must be an option's letter, one of A, B" in capsys.readouterr().err
+    assert "q.jsonl: question 0: label is 'Z'; it must be an option's letter, one of A, B" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def test_a_folder_called_so_holds_reviews_of_any_name(folder: Path, capsys: pyte
         (["-d", "{}", "-s", "34b"], "no file of reviews is left of 2"),
         (["-d", "{}", "--json", "out.json"], "--json takes the averages of one file; here are 2"),
         (["-f", "{}/gpt4_text_7b.jsonl", "--json", "{}/gpt4_text_7b.jsonl"], "is the file of --files"),
-        (["-f", "{}/gpt4_text_7b.jsonl", "-i", "0", "1"], "none of 0 reviews has scores"),
+        (["-f", "{}/gpt4_text_7b.jsonl", "-i", "0", "1"], "7b: all: no review is left"),
     ],
 )
 def test_what_is_wrong_is_named(

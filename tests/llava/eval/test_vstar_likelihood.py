@@ -100,6 +100,10 @@ def test_a_question_without_options_or_with_a_label_outside_them_is_refused(tmp_
     write_json(tmp_path / "direct_attributes" / "sa_1.json", {"question": "Which?", "options": ["It is red."]})
     with pytest.raises(ValueError, match=r"sa_1\.json lists 1 options; there must be at least two"):
         read_choice(LISTED, tmp_path)
+    for content in ({"question": None, "options": ["a", "b"]}, {"question": "?", "options": ["a", ""]}):
+        write_json(tmp_path / "direct_attributes" / "sa_1.json", content)
+        with pytest.raises(ValueError, match=r"sa_1\.json: (None|'') is the question or an option; it must be text"):
+            read_choice(LISTED, tmp_path)
 
 
 @pytest.mark.parametrize(("losses", "text"), [([math.nan] * 2, None), ([0.1, math.nan], None), ([0.5, 0.5], "A")])

@@ -24,6 +24,14 @@ class Block(nn.Module):
         return x + self.linear(x)
 
 
+class PatchDropout(nn.Module):
+    """Both libraries' module that leaves out patches in training."""
+
+    def __init__(self, prob: float) -> None:
+        super().__init__()
+        self.prob = prob
+
+
 class TimmTransformer(nn.Module):
     """Has the attributes of timm's VisionTransformer."""
 
@@ -37,6 +45,7 @@ class TimmTransformer(nn.Module):
         self.cls_token, self.reg_token = nn.Parameter(torch.zeros(1, 1, WIDTH)), None
         self.pos_embed = nn.Parameter(torch.zeros(1, 16 + prefix, WIDTH))
         self.blocks, self.norm_pre, self.norm = nn.ModuleList([Block()]), nn.Identity(), nn.Identity()
+        self.pos_drop, self.patch_drop = nn.Dropout(0.0), nn.Identity()
         self.global_pool, self.attn_pool, self.grad_checkpointing = "token", None, False
 
     def set_grad_checkpointing(self, enable=True):
@@ -54,6 +63,7 @@ class OpenCLIPTransformer(nn.Module):
         self.output_tokens, self.grid_size, self.patch_size = output_tokens, grid_size, patch_size
         self.pool_type, self.attn_pool = pool_type, None
         self.conv1, self.ln_pre = nn.Conv2d(3, WIDTH, 14, 14, bias=False), nn.Identity()
+        self.patch_dropout: nn.Module = nn.Identity()
         self.class_embedding = nn.Parameter(torch.zeros(WIDTH))
         self.positional_embedding = nn.Parameter(torch.zeros(17, WIDTH))
         self.proj = nn.Parameter(torch.zeros(WIDTH, 8))

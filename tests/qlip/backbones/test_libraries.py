@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import qlip
-from tests.qlip.backbones.stand_ins import make_open_clip, make_timm
+from tests.qlip.backbones.stand_ins import PatchDropout, make_open_clip, make_timm
 from tests.weights import randomise
 
 MAKERS = pytest.mark.parametrize("make", [make_timm, make_open_clip], ids=["timm", "open_clip"])
@@ -61,7 +63,7 @@ def test_images_have_the_libraries_name_and_no_mask(make):
         model(images, attn_mask=torch.ones(17, 17))
     with pytest.raises(ValueError, match="is_causal is true"):
         model(images, is_causal=True)
-    with pytest.raises(TypeError, match="images are given twice; give them once, as x or images"):
+    with pytest.raises(TypeError, match="images are given twice; give them once, as x, images or pixel_values"):
         model(images, images=images)
     with pytest.raises(TypeError, match="images are missing; give them once"):
         model()
@@ -84,3 +86,37 @@ def test_replaced_parameters_are_used(make):
     attached = qlip.attach(tower, **settings)[0]
     tower.load_state_dict(weights, assign=True)
     assert torch.equal(attached(images), expected.pooled)
+
+
+@torch.no_grad()
+@MAKERS
+def test_what_the_processor_returns_is_taken_whole(make):
+    """An image of the native size is not split; its pixels as a tensor are the oracle."""
+    model, processor = qlip.attach(make())
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    pixels = (torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 - mean) / std
+    torch.testing.assert_close(model(**processor(picture, return_tensors="pt")), model([pixels]))
+    with pytest.raises(TypeError, match="pixel_values are a Image; give what the attached processor makes of images"):
+        model(picture)
+
+
+@pytest.mark.parametrize(("make", "name"), [(make_timm, "patch_drop"), (make_open_clip, "patch_dropout")])
+def test_patches_that_training_leaves_out_are_refused_in_training(make, name):
+    """Nothing would be left out: the model would train otherwise than it was told to."""
+    tower, images = make(), torch.rand(2, 3, 56, 56)
+    setattr(tower, name, PatchDropout(0.5))
+    model = qlip.attach(tower)[0]
+    with pytest.raises(ValueError, match=r"leaves out 0.5 of its patches in training, .* patch_dropout \(open_clip\)"):
+        model.train()(images)
+    assert model.eval()(images).shape == model(images).shape
+    setattr(tower, name, torch.nn.Identity())
+    model.train()(images)
+
+
+def test_timms_dropout_of_embeddings_is_applied_in_training():
+    tower, images = make_timm(), torch.rand(2, 3, 56, 56)
+    tower.pos_drop = torch.nn.Dropout(0.5)
+    model = qlip.attach(tower)[0].train()
+    assert not torch.equal(model(images), model(images))
+    assert torch.equal(model.eval()(images), model(images))

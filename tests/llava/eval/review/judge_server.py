@@ -22,17 +22,17 @@ class JudgeServer:
     """What the server was asked, and what it replies."""
 
     url: str = ""
-    replies: list[str | int] = field(default_factory=list)
-    """Reviews, or status codes of errors, in their order; the last one repeats."""
+    replies: list[Any] = field(default_factory=list)
+    """Reviews, status codes of errors, or other bodies, in their order; the last one repeats."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
 
-    def next_reply(self) -> str | int:
+    def next_reply(self) -> Any:
         return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
 
 
 @contextmanager
-def serve_judge(*replies: str | int) -> Iterator[JudgeServer]:
+def serve_judge(*replies: Any) -> Iterator[JudgeServer]:
     """Serves a judge on a free port of this machine."""
     judge = JudgeServer(replies=list(replies))
 
@@ -44,6 +44,8 @@ def serve_judge(*replies: str | int) -> Iterator[JudgeServer]:
             reply = judge.next_reply()
             if isinstance(reply, int):
                 self.respond(reply, FAULT)
+            elif not isinstance(reply, str):
+                self.respond(200, reply)
             else:
                 message = {"role": "assistant", "content": reply}
                 choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -52,9 +54,13 @@ def serve_judge(*replies: str | int) -> Iterator[JudgeServer]:
                 )
 
         def respond(self, status: int, content: Any) -> None:
-            body = json.dumps(content).encode()
+            page = isinstance(content, bytes) and content.startswith(b"<")
+            body = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
-            for name, value in (("Content-Type", "application/json"), ("Content-Length", str(len(body)))):
+            for name, value in (
+                ("Content-Type", "text/html" if page else "application/json"),
+                ("Content-Length", str(len(body))),
+            ):
                 self.send_header(name, value)
             self.send_header("retry-after-ms", "1")
             self.end_headers()

@@ -69,13 +69,13 @@ def test_averages_are_relative_to_the_reference() -> None:
     assert score.rows["all"]["relative"] == pytest.approx(100 * 19.5 / 23)
 
 
-@pytest.mark.parametrize(
-    ("pairs", "message"),
-    [([UNREAD], "run: all: none of 1 reviews has scores"), ([(0, 5)], "the reference's scores are 0")],
-)
-def test_without_scores_there_is_no_average(pairs: list[tuple[float, float]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        average_scores("run", [{"question_id": 0, "tuple": pair} for pair in pairs])
+def test_without_scores_there_is_no_average() -> None:
+    score = average_scores("run", [{"question_id": 0, "tuple": UNREAD}])
+    assert score.rows == {"all": {"questions": 0, "unread": 1}}
+    with pytest.raises(ValueError, match="run: all: the reference's scores are 0"):
+        average_scores("run", [{"question_id": 0, "tuple": (0, 5)}])
+    with pytest.raises(ValueError, match="run: all: no review is left"):
+        average_scores("run", [{"question_id": 0, "tuple": (1, 5)}], ["0"])
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,10 @@ def test_without_scores_there_is_no_average(pairs: list[tuple[float, float]], me
         ({"question_id": 1}, "reviews.jsonl:2: tuple is None; it must hold the scores of two answers"),
         ({"question_id": 1, "tuple": [1]}, r"tuple is \[1\]"),
         ({"question_id": 1, "tuple": [True, 2]}, r"tuple is \[True, 2\]"),
+        ({"question_id": 1, "tuple": [1, 10**400]}, r"tuple is \[1, 1000"),
+        ({"question_id": 1, "tuple": [1, float("inf")]}, r"tuple is \[1, None\]"),
+        ({"question_id": 1, "tuple": [1, 2], "category": None}, "reviews.jsonl:2: category is None; it must be text"),
+        ({"question_id": 0, "tuple": [1, 2]}, "reviews.jsonl:2: question_id '0' appears twice"),
         ({"tuple": [1, 2]}, "reviews.jsonl:2: the row has no question_id"),
     ],
 )

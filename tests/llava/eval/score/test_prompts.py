@@ -36,7 +36,7 @@ def test_answers_to_another_benchmark_are_refused(
     error = capsys.readouterr().err
     assert "a.jsonl: the answer to '0' is to another question: its prompt is 'Where?\\nA. Left\\nB. Right" in error
     assert 'and the question is "What colour is it?\\n(A) red' in error
-    assert "--result-file" in error
+    assert "give the file of the answers to these questions" in error
 
 
 @pytest.mark.parametrize("name", LABELLED)

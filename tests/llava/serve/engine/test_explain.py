@@ -208,3 +208,12 @@ def test_what_cannot_be_explained_is_refused(new_engine: NewEngine, pictures: li
         engine.explain(answered, pictures[:1])
     with pytest.raises(ValueError, match="exceed the model's context of 2048"):
         engine.explain(QUESTION, pictures[:1], "a ring " * 2000)
+    with pytest.raises(TypeError, match="answer is 3; it must be text"):
+        engine.explain(QUESTION, pictures[:1], 3)  # type: ignore[arg-type]
+    explained = engine.explain(QUESTION, pictures[:1], "a ring")
+    for given in ([], pictures[:2]):
+        with pytest.raises(ValueError, match=f"{len(given)} pictures are given; the answer is about 1"):
+            explained.draw(given)
+    for wrong in (-1, "1"):
+        with pytest.raises(ValueError, match=f"num_images is {wrong!r}; it must be an integer, 0 or more"):
+            engine.question(QUESTION, wrong)  # type: ignore[arg-type]

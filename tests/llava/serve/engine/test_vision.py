@@ -49,6 +49,11 @@ def test_options_are_laid_over_the_towers_settings(
     assert vision.settings(options) == replace(vision.tower.settings, **changes)
 
 
+def test_options_of_a_request_are_no_dictionary(vision: VisionFrontend) -> None:
+    with pytest.raises(TypeError, match=r"qlip is \{'alpha': 0.5\}; it must be QLIPOptions, such as"):
+        vision.settings({"alpha": 0.5})  # type: ignore[arg-type]
+
+
 def test_clips_view_is_a_requests_choice_or_the_servers(vision: VisionFrontend) -> None:
     clip_first = VisionFrontend(vision.model, vision.image_processor, quadtree=False)
     assert vision.settings(QLIPOptions(enabled=False)) is None
