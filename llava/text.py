@@ -36,7 +36,12 @@ def place_images(question: str, images: int, token: str = DEFAULT_IMAGE_TOKEN) -
     """Puts one image token per image before a conversation's first question, or where the question has `<image>`.
 
     A question with `<image>` or LLaVA's `<image-placeholder>` already says where the images go and keeps its places.
+
+    Raises:
+        ValueError: the number of images is no integer, or negative.
     """
+    if not isinstance(images, int) or images < 0:
+        raise ValueError(f"the number of images is {images!r}; it must be an integer, 0 or more")
     question = question.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN)
     if DEFAULT_IMAGE_TOKEN not in question:
         return f"{token}\n" * images + question

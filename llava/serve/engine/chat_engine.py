@@ -137,13 +137,7 @@ class ChatEngine:
         return place_images(text, num_images, self.image_token)
 
     def question(self, text: str, num_images: int) -> Conversation:
-        """Creates a conversation with one question about images, waiting for its answer.
-
-        Raises:
-            ValueError: the number of images is not 0 or more.
-        """
-        if not isinstance(num_images, int) or num_images < 0:
-            raise ValueError(f"num_images is {num_images!r}; it must be an integer, 0 or more")
+        """Creates a conversation with one question about images, waiting for its answer."""
         conversation = self.new_conversation()
         user, assistant = conversation.roles
         conversation.append_message(user, self.first_question(text, num_images))

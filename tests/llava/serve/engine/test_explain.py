@@ -215,5 +215,5 @@ def test_what_cannot_be_explained_is_refused(new_engine: NewEngine, pictures: li
         with pytest.raises(ValueError, match=f"{len(given)} pictures are given; the answer is about 1"):
             explained.draw(given)
     for wrong in (-1, "1"):
-        with pytest.raises(ValueError, match=f"num_images is {wrong!r}; it must be an integer, 0 or more"):
+        with pytest.raises(ValueError, match=f"the number of images is {wrong!r}; it must be an integer, 0 or more"):
             engine.question(QUESTION, wrong)  # type: ignore[arg-type]
