@@ -27,10 +27,10 @@ def find_files(args: argparse.Namespace) -> list[Path]:
     elif folder is None:
         raise ValueError("give --files, or a folder of reviews by --dir")
     else:
-        files = sorted(folder.rglob("*.jsonl"))  # a run called OWNER/MODEL has a folder
+        files = sorted(folder.rglob("*.jsonl"))
         if "review" not in str(folder):
             files = [file for file in files if file.name.startswith(BEGINNINGS)]
-    names = {file: name_run(file) for file in files}
+    names = {file: name_run(file, folder) for file in files}
     chosen = [file for file in files if all(part in names[file] for part in args.select)]
     if args.version is not None:
         chosen = [file for file in chosen if args.version == ("0613" if "0613" in names[file] else "0314")]
@@ -39,9 +39,11 @@ def find_files(args: argparse.Namespace) -> list[Path]:
     return chosen
 
 
-def name_run(file: Path) -> str:
-    """Names what a file's reviews are of."""
-    return file.name.replace("gpt4_text_", "").removesuffix(".jsonl")
+def name_run(file: Path, folder: Path | None) -> str:
+    """Names what a file's reviews are of; a run called OWNER/MODEL has a folder below that of all reviews."""
+    below = folder is not None and file.parent != folder and file.is_relative_to(folder)
+    above = f"{file.parent.relative_to(folder)}/" if below else ""
+    return above + file.name.replace("gpt4_text_", "").removesuffix(".jsonl")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--json takes the averages of one file; here are {len(files)}")
     check_outputs(args, "json")
     for file in files:
-        score = average_scores(name_run(file), read_reviews(file), args.ignore)
+        score = average_scores(name_run(file, args.dir), read_reviews(file), args.ignore)
         print(score.table())
         if args.json:
             write_json(args.json, score.to_dict())
