@@ -68,7 +68,8 @@ def evaluate(args: argparse.Namespace) -> None:
     entries = read_entries(path)
     right = read_right(path, entries)
     if args.check:
-        print(f"{path}: all labels have their questions")
+        known = "all labels have their questions" if right else f"{len(entries)} questions, without right answers"
+        print(f"{path}: {known}")
         return
     check_outputs(args, "json", "upload_file")
     results = Results.of(args)

@@ -67,6 +67,9 @@ def test_the_test_set_has_a_submission_and_no_score(tmp_path: Path, capsys: pyte
     assert [row["response"] for row in json.loads((tmp_path / "upload.json").read_text())] == ["B", "A"]
     assert "asked.json has no right answers: submit the file" in capsys.readouterr().out
     assert not (tmp_path / "score.json").exists()
+    asked = str(tmp_path / "asked.json")
+    assert eval_qbench.main(["--question-file", asked, "--check", asked]) == 0
+    assert capsys.readouterr().out == f"{asked}: 2 questions, without right answers\n"
 
 
 @pytest.mark.parametrize(
